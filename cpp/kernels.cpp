@@ -1,0 +1,36 @@
+// Every kernel for one instruction-set level: CMake compiles this file once per level, with that level's flags and
+// FASTVAE_LEVEL set to its name. Internal linkage throughout, no dynamic initialisers, no library code.
+#include "kernels.hpp"
+
+#include <utility>
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
+#define FASTVAE_JOIN2(a, b) a##b
+#define FASTVAE_JOIN(a, b) FASTVAE_JOIN2(a, b)
+#define FASTVAE_STRING2(a) #a
+#define FASTVAE_STRING(a) FASTVAE_STRING2(a)
+
+namespace fastvae {
+namespace {
+// clang-format off: the order is that of use
+#include "vec.hpp"
+#include "optimizer.hpp"
+#include "dense.hpp"
+#include "rng.hpp"
+#include "gather.hpp"
+#include "latent.hpp"
+#include "likelihood.hpp"
+// clang-format on
+}  // namespace
+
+extern const Kernels FASTVAE_JOIN(kernels_, FASTVAE_LEVEL);
+constexpr Kernels table = {
+    FASTVAE_STRING(FASTVAE_LEVEL), panel,    weight_block, affine_tasks, affine,         weight_tasks,    weight_gradient,
+    transpose,                     update,   gather,       philox,       normal,         latent_forward,  latent_backward,
+    likelihood,                    likelihood_mean,
+};
+const Kernels FASTVAE_JOIN(kernels_, FASTVAE_LEVEL) = table;
+
+}  // namespace fastvae

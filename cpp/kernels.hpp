@@ -1,0 +1,142 @@
+// The table of kernels that one instruction-set level offers, and the plain structures that cross its border.
+//
+// kernels.cpp is compiled once per level; everything in it has internal linkage except its table. Only raw pointers
+// cross, so that no inline library function compiled for a wider level can be linked into a narrower one.
+//
+// Packed weights. A layer y = x W + b with W (fan_in x fan_out) is held as panels of `panel` columns,
+//   w  [panels][fan_in][panel], b [panels * panel], padding columns zero;
+// and, where backprop needs W^T, as the same of the transposed matrix,
+//   wt [ceil(fan_in / panel)][panels * panel][panel].
+// Optimizer state has the layout of w and b. Activations are row-major with a leading dimension `ld` that covers whole
+// panels.
+#pragma once
+#include <cstdint>
+
+namespace fastvae {
+
+enum class Activation : int { none, tanh, relu, softplus, sigmoid };
+enum class Likelihood : int { bernoulli, gaussian };
+enum class Dtype : int { u8, f32, f64 };
+enum class Binarize : int { none, dynamic, fixed, shared };
+enum class Rule : int { adagrad, adam, sgd, hold };
+
+// Fourth counter word of the noise: fastvae/rng.py has the list.
+enum Stream : uint32_t { stream_latent = 0, stream_binarize = 1, stream_binarize_fixed = 2 };
+
+// C (rows x panels * panel) = A (rows x depth) B, then an epilogue: f(C + bias), or C * f'(h) when h is given.
+struct Affine {
+  const float* a;
+  long a_ld;
+  const float* b;  // packed panels
+  long b_rows;     // rows allocated per panel
+  const float* bias;
+  const float* h;
+  long h_ld;
+  Activation activation;
+  float* c;
+  long c_ld;
+  int rows, depth, panels;
+};
+
+// One step of the optimizer; constants that depend on the step are worked out by the caller.
+struct Update {
+  Rule rule;
+  float rate, beta1, beta2, momentum, epsilon, root_scale, decay;
+};
+
+// dW (fan_in x fan_out) = x^T dy, db = sum of dy's rows; stored in `w`'s layout when `gw` is given, else applied.
+struct WeightGradient {
+  const float* x;
+  long x_ld;
+  const float* dy;
+  long dy_ld;
+  int rows, fan_in, panels;
+  float *w, *b, *wt;
+  float *ws[2], *bs[2];
+  float *gw, *gb;
+  Update update;
+};
+
+struct Rows {  // a dataset, dense or CSR
+  Dtype dtype;
+  const void* values;
+  const void* indptr;  // null when dense
+  const void* indices;
+  bool wide_indices;  // int64 instead of int32
+  long n;
+  int data_dim;
+};
+
+struct Gather {
+  Rows data;
+  const int64_t* index;
+  float scale;
+  Binarize binarize;
+  uint64_t seed, step;
+  float* x;
+  long x_ld;
+};
+
+struct Latent {
+  const float *mu, *logvar;
+  long head_ld;
+  const float* eps;  // [draws][rows][latent_dim]
+  int draws, rows, latent_dim;
+  float* z;
+  long z_ld;
+  float* kl;
+  const float* dz;
+  long dz_ld;
+  float kl_scale;
+  float *dmu, *dlogvar;
+  long dhead_ld;
+};
+
+struct Density {
+  Likelihood likelihood;
+  bool sigmoid_mean;
+  float logvar_floor;
+  const float* x;
+  long x_ld;
+  int x_rows;  // row r of out is compared with row r % x_rows of x
+  int data_dim;
+  const float* out;
+  long out_ld;
+  float scale;
+  float* log_px;
+  float* dout;  // may be out
+  long dout_ld;
+  float* mean;
+  long mean_ld;
+};
+
+struct Kernels {
+  const char* level;
+  int panel;
+  int weight_block;  // rows of W in one task of weight_gradient
+  int (*affine_tasks)(const Affine&);
+  void (*affine)(const Affine&, int begin, int end);
+  int (*weight_tasks)(const WeightGradient&);
+  void (*weight_gradient)(const WeightGradient&, int begin, int end);
+  void (*transpose)(const float* w, float* wt, int fan_in, int panels, int begin, int end);
+  void (*update)(const Update&, float* w, float* s0, float* s1, const float* g, long n);
+  void (*gather)(const Gather&, int begin, int end);
+  void (*philox)(const uint32_t key[2], const uint32_t counter[4], uint32_t out[4]);
+  void (*normal)(uint64_t seed, uint64_t step, uint32_t stream, float* out, long begin, long end);
+  void (*latent_forward)(const Latent&, int begin, int end);
+  void (*latent_backward)(const Latent&, int begin, int end);
+  void (*likelihood)(const Density&, int begin, int end);
+  void (*likelihood_mean)(const Density&, int begin, int end);
+};
+
+// Levels compiled into this build that the machine can run, narrowest first.
+struct Levels {
+  const Kernels* table[4];
+  int count;
+};
+Levels available_levels();
+
+// The level forced by FASTVAE_SIMD_LEVEL, else the widest. Throws std::runtime_error when the forced one is not available.
+const Kernels& select_kernels();
+
+}  // namespace fastvae

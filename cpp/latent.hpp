@@ -1,0 +1,49 @@
+// z = mu + exp(logvar / 2) eps (section 2.4), kl = -1/2 sum (1 + logvar - mu^2 - exp(logvar)) (appendix B), and the
+// gradients of both to mu and logvar. Rows of M; eps is [L][M][J], z and dz have row l * M + m.
+#pragma once
+
+// Calls f(column, lanes) over n columns, whole vectors first.
+template <typename F>
+inline void for_vectors(int n, F f) {
+  int j = 0;
+  for (; j + W <= n; j += W) f(j, W);
+  if (j < n) f(j, n - j);
+}
+inline V load_lanes(const float* p, int lanes) { return lanes == W ? load(p) : load(p, lanes); }
+inline void store_lanes(float* p, V v, int lanes) { lanes == W ? store(p, v) : store(p, v, lanes); }
+
+void latent_forward(const Latent& g, int begin, int end) {
+  for (int m = begin; m < end; ++m) {
+    const float *mu = g.mu + m * g.head_ld, *logvar = g.logvar + m * g.head_ld;
+    V twice_kl = {};
+    for_vectors(g.latent_dim, [&](int j, int lanes) {
+      V mean = load_lanes(mu + j, lanes), v = load_lanes(logvar + j, lanes);
+      V sd = exp(0.5f * v);
+      twice_kl += mean * mean + exp_minus_1_minus(v, exp(v));
+      for (int l = 0; l < g.draws; ++l) {
+        long row = static_cast<long>(l) * g.rows + m;
+        store_lanes(g.z + row * g.z_ld + j, mean + sd * load_lanes(g.eps + row * g.latent_dim + j, lanes), lanes);
+      }
+    });
+    g.kl[m] = 0.5f * sum(twice_kl);
+  }
+}
+
+void latent_backward(const Latent& g, int begin, int end) {
+  for (int m = begin; m < end; ++m) {
+    const float *mu = g.mu + m * g.head_ld, *logvar = g.logvar + m * g.head_ld;
+    for_vectors(g.latent_dim, [&](int j, int lanes) {
+      V mean = load_lanes(mu + j, lanes), v = load_lanes(logvar + j, lanes);
+      V dz = {}, dz_eps = {};
+      for (int l = 0; l < g.draws; ++l) {
+        long row = static_cast<long>(l) * g.rows + m;
+        V d = load_lanes(g.dz + row * g.dz_ld + j, lanes);
+        dz += d;
+        dz_eps += d * load_lanes(g.eps + row * g.latent_dim + j, lanes);
+      }
+      V expm1 = exp_minus_1_minus(v, exp(v)) + v;
+      store_lanes(g.dmu + m * g.dhead_ld + j, dz - g.kl_scale * mean, lanes);
+      store_lanes(g.dlogvar + m * g.dhead_ld + j, 0.5f * (exp(0.5f * v) * dz_eps - g.kl_scale * expm1), lanes);
+    });
+  }
+}

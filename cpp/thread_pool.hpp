@@ -1,0 +1,51 @@
+// Threads that meet at spinning barriers inside a step and sleep between calls.
+#pragma once
+#include <atomic>
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace fastvae {
+
+// One thread's view of the team that runs a job together.
+class Team {
+ public:
+  int id, size;
+  void barrier();
+
+  // Contiguous share of n tasks.
+  int begin(int n) const { return static_cast<int>(static_cast<long>(n) * id / size); }
+  int end(int n) const { return static_cast<int>(static_cast<long>(n) * (id + 1) / size); }
+
+ private:
+  friend class ThreadPool;
+  struct Meeting {
+    alignas(64) std::atomic<int> waiting{0};
+    alignas(64) std::atomic<unsigned> round{0};
+  };
+  Team(int id, int size, Meeting* meeting) : id(id), size(size), meeting_(meeting) {}
+  Meeting* meeting_;
+};
+
+class ThreadPool {
+ public:
+  explicit ThreadPool(int size);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  // Runs job(team) on every thread, the calling one as id 0, and returns when all are through. Threads start with the
+  // first run, and again in a forked child, which inherits none.
+  void run(const std::function<void(Team&)>& job);
+
+ private:
+  struct Crew;
+  int size_;
+  int owner_ = 0;  // process id that started the crew
+  std::unique_ptr<Crew> crew_;
+};
+
+}  // namespace fastvae

@@ -1,0 +1,23 @@
+"""Exceptions of fastvae: each message names the cause and the mend, in one line."""
+
+__all__ = ["BackendError", "CheckpointError", "DataError", "DivergenceError", "FastvaeError"]
+
+
+class FastvaeError(Exception):
+    """Base of every error that fastvae raises on purpose."""
+
+
+class DataError(FastvaeError, ValueError):
+    """The data cannot be read or does not fit the model."""
+
+
+class CheckpointError(FastvaeError, ValueError):
+    """A checkpoint is missing, damaged, or belongs to another run."""
+
+
+class BackendError(FastvaeError, RuntimeError):
+    """A backend, precision or instruction set that this machine or build does not have."""
+
+
+class DivergenceError(FastvaeError, ArithmeticError):
+    """The training objective stopped being finite."""

@@ -1,0 +1,91 @@
+"""Counter-based randomness: Philox4x32-10 streams and the minibatch order.
+
+A stream is a pure function of (seed, stream, step, element), so every backend draws the same numbers, in any order and
+on any number of threads. Word ``i`` of a stream is word ``i % 4`` of the block with key = seed (low, high word) and
+counter = (i // 4, step low, step high, stream).
+
+Reference: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+__all__ = ["Stream", "epoch_order", "normal", "philox", "uniform", "words"]
+
+_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_LOW, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
+
+
+class Stream(IntEnum):
+    """Fourth counter word: what the numbers are for."""
+
+    LATENT = 0  # eps of training, step = training step, element = (l * M + m) * J + j
+    BINARIZE = 1  # pixels of a minibatch, step = training step, element = m * D + d
+    BINARIZE_FIXED = 2  # pixels of a dataset, step = row number, element = d
+    INIT = 3  # step = layer
+    ORDER = 4  # step = epoch
+    EVALUATION = 5  # eps shared by all rows, element = l * J + j
+    SAMPLE = 6  # z of generated rows
+
+
+def philox(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Return the Philox4x32-10 block of each counter.
+
+    Parameters
+    ----------
+    counter : ndarray of shape (n, 4), uint32
+    key : ndarray of shape (2,), uint32
+
+    Returns
+    -------
+    ndarray of shape (n, 4), uint32
+    """
+    c0, c1, c2, c3 = counter.astype(np.uint64).T
+    k0, k1 = int(key[0]), int(key[1])
+    for _ in range(10):
+        p0, p1 = _MULTIPLIERS[0] * c0, _MULTIPLIERS[1] * c2
+        c0, c2 = (p1 >> _SHIFT) ^ c1 ^ np.uint64(k0), (p0 >> _SHIFT) ^ c3 ^ np.uint64(k1)
+        c1, c3 = p1 & _LOW, p0 & _LOW
+        k0, k1 = (k0 + _WEYL[0]) & 0xFFFFFFFF, (k1 + _WEYL[1]) & 0xFFFFFFFF
+    return np.stack([c0, c1, c2, c3], axis=1).astype(np.uint32)
+
+
+def words(count: int, *, seed: int, step: int, stream: int) -> NDArray[np.uint32]:
+    """Return the first `count` words of a stream, at most 2^34."""
+    if not 0 <= count <= 2**34:
+        raise ValueError(f"a stream holds at most 2^34 words per step, asked for {count}")
+    counter = np.empty((-(-count // 4), 4), np.uint32)
+    counter[:, 0] = np.arange(len(counter), dtype=np.uint64)
+    counter[:, 1:] = step & 0xFFFFFFFF, step >> 32, stream
+    key = np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32)
+    return philox(counter, key).reshape(-1)[:count]
+
+
+def uniform(*, seed: int, step: int, stream: int, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Draw from the open interval (0, 1): ``((word >> 8) + 1/2) / 2^24``."""
+    return ((words(prod(shape), seed=seed, step=step, stream=stream) >> 8) + 0.5).reshape(shape) * 2.0**-24
+
+
+def normal(*, seed: int, step: int, stream: int, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[Any]:
+    """Draw standard normals by Box-Muller: words (0, 1) and (2, 3) of a block give two each.
+
+    ``r = sqrt(-2 log u0)``, then ``r cos(2 pi u1)`` and ``r sin(2 pi u1)``, evaluated in float64 and rounded once.
+    """
+    count = prod(shape)
+    u = uniform(seed=seed, step=step, stream=stream, shape=(-(-count // 2), 2))
+    radius, angle = np.sqrt(-2 * np.log(u[:, 0])), 2 * np.pi * u[:, 1]
+    pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    return pairs.reshape(-1)[:count].reshape(shape).astype(dtype)
+
+
+def epoch_order(n_rows: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Return the permutation of `n_rows` rows that is keyed by (seed, epoch): a stable sort of 64-bit random keys."""
+    keys = words(2 * n_rows, seed=seed, step=epoch, stream=Stream.ORDER).view(np.uint64)
+    return np.argsort(keys, kind="stable")

@@ -1,0 +1,156 @@
+"""What a training run carries from step to step, and its form in a checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastvae.errors import CheckpointError
+from fastvae.kernels import Array
+
+if TYPE_CHECKING:
+    from fastvae.checkpoint import Checkpoint
+    from fastvae.data import Dataset
+
+__all__ = ["State", "append_row", "fingerprint"]
+
+_FINGERPRINT_ROWS = 256
+
+
+@dataclass
+class State:
+    """Parameters, optimizer state and counters: all that the rest of a run depends on.
+
+    Attributes
+    ----------
+    params : ndarray of shape (P,)
+    slots : ndarray of shape (n_slots, P)
+        The optimizer's state.
+    step : int
+        Steps done. The epoch and the place in it follow from it.
+    sums : ndarray of shape (2,), float64
+        Sums of log p(x|z) and KL, each a minibatch mean in nats, over the steps done of the epoch.
+    epoch_seconds, epoch_samples : float, int
+        Time inside the engine and datapoints trained on, of the epoch so far.
+    seconds : float
+        The same of the whole run, over all its sessions.
+    samples : int
+        Datapoints trained on.
+    history : dict of str to list
+        One value per finished epoch and column.
+    """
+
+    params: Array
+    slots: Array
+    step: int = 0
+    sums: Array = field(default_factory=lambda: np.zeros(2))
+    epoch_seconds: float = 0.0
+    epoch_samples: int = 0
+    seconds: float = 0.0
+    samples: int = 0
+    history: dict[str, list[Any]] = field(default_factory=dict)
+
+    @property
+    def epochs_closed(self) -> int:
+        """Epochs that have a row in the history."""
+        return len(self.history.get("epoch", []))
+
+    def count(self, stats: Array, *, batch_size: int, seconds: float) -> None:
+        """Account for the steps whose `stats` these are.
+
+        The sums run strictly step by step, so that they do not depend on how the steps were cut into chunks.
+        """
+        self.sums = np.cumsum(np.vstack([self.sums, stats]), axis=0)[-1]
+        self.step += len(stats)
+        self.samples += len(stats) * batch_size
+        self.epoch_samples += len(stats) * batch_size
+        self.seconds += seconds
+        self.epoch_seconds += seconds
+
+    def close_epoch(self, row: dict[str, Any]) -> None:
+        """Append a row to the history and start the next epoch's sums."""
+        append_row(self.history, row)
+        self.start_epoch()
+
+    def start_epoch(self) -> None:
+        """Forget the sums of an epoch."""
+        self.sums, self.epoch_seconds, self.epoch_samples = np.zeros(2), 0.0, 0
+
+    def to_tensors(self) -> dict[str, Array]:
+        """Return the arrays for a checkpoint."""
+        return {"params": self.params, "optimizer": self.slots, "epoch_sums": self.sums}
+
+    def to_metadata(self) -> dict[str, Any]:
+        """Return everything else for a checkpoint."""
+        names = ("step", "epoch_seconds", "epoch_samples", "seconds", "samples", "history")
+        return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint, *, size: int, n_slots: int, dtype: Any) -> State:
+        """Take a state out of a checkpoint and check it.
+
+        Raises
+        ------
+        CheckpointError
+            A tensor or counter is missing, or has another shape or dtype than the network and optimizer ask for.
+        """
+        expected = {"params": (size,), "optimizer": (n_slots, size), "epoch_sums": (2,)}
+        for name, shape in expected.items():
+            tensor = checkpoint.tensors.get(name)
+            wanted = np.dtype(np.float64 if name == "epoch_sums" else dtype)
+            if tensor is None or tensor.shape != shape or tensor.dtype != wanted:
+                found = "missing" if tensor is None else f"{tensor.dtype} of shape {tensor.shape}"
+                raise CheckpointError(f"its tensor {name!r} is {found}, expected {wanted} of shape {shape}")
+        counters = checkpoint.metadata.get("state")
+        if not isinstance(counters, dict):
+            raise CheckpointError("its training state is missing")
+        tensors = (checkpoint.tensors[name] for name in expected)
+        try:
+            state = cls(*(next(tensors), next(tensors)), sums=next(tensors), **counters)
+        except TypeError as error:
+            raise CheckpointError(f"its training state does not fit this version of fastvae ({error})") from error
+        if len({len(column) for column in state.history.values()}) > 1:
+            raise CheckpointError("its history has columns of different lengths")
+        return state
+
+
+def append_row(table: dict[str, list[Any]], row: dict[str, Any]) -> None:
+    """Append a row to a dict of columns; a column that either side lacks is filled with None."""
+    length = len(next(iter(table.values()), []))
+    for name in row:
+        table.setdefault(name, [None] * length)
+    for name, column in table.items():
+        column.append(row.get(name))
+
+
+def fingerprint(dataset: Dataset) -> dict[str, Any]:
+    """Return what tells one training set from another: shape, dtype, scale and a hash of up to 256 spread rows.
+
+    Parameters
+    ----------
+    dataset : Dataset
+
+    Returns
+    -------
+    dict
+        JSON-serialisable.
+    """
+    rows = dataset.rows
+    index = np.unique(np.linspace(0, dataset.n_rows - 1, _FINGERPRINT_ROWS).astype(np.int64))
+    digest = hashlib.sha256()
+    sample: Any = rows[index]
+    for part in (sample.indptr, sample.indices, sample.data) if dataset.is_sparse else (sample,):
+        # scipy chooses the width of its indices freely
+        part = part if part.dtype.kind == "f" or part.dtype == np.uint8 else part.astype(np.int64)
+        digest.update(np.ascontiguousarray(part).data.cast("B"))
+    return {
+        "n_rows": dataset.n_rows,
+        "data_dim": dataset.data_dim,
+        "dtype": str(rows.dtype),
+        "sparse": dataset.is_sparse,
+        "scale": dataset.scale,
+        "sha256": digest.hexdigest(),
+    }
