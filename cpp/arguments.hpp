@@ -29,7 +29,8 @@ inline std::string text(const Shape& shape) {
 
 inline py::array as_array(const std::string& name, const py::object& value) {
   if (!py::isinstance<py::array>(value))
-    throw py::type_error(name + " must be an ndarray, got " + std::string(py::str(py::type::of(value).attr("__name__"))));
+    throw py::type_error(name + " must be an ndarray, got " +
+                         std::string(py::str(py::type::of(value).attr("__name__"))));
   return py::reinterpret_borrow<py::array>(value);
 }
 
@@ -41,7 +42,8 @@ py::array checked(const std::string& name, const py::object& value, const Shape&
   if (!a.dtype().equal(py::dtype::of<T>()))
     throw py::type_error(name + " must be an ndarray of " + std::string(py::str(py::dtype::of<T>())) + ", got " +
                          std::string(py::str(a.dtype())));
-  if (shape_of(a) != shape) throw py::value_error(name + " must have shape " + text(shape) + ", got " + text(shape_of(a)));
+  if (shape_of(a) != shape)
+    throw py::value_error(name + " must have shape " + text(shape) + ", got " + text(shape_of(a)));
   if (!(a.flags() & py::array::c_style)) throw py::value_error(name + " must be C-contiguous");
   return a;
 }

@@ -23,8 +23,8 @@ class BoundPlan {
   int draws() const { return plan_.draws; }
   int n_threads() const { return plan_.threads; }
 
-  void gather(py::object data, py::object index, double scale, const std::string& binarize, uint64_t seed, uint64_t step,
-              py::object x) {
+  void gather(py::object data, py::object index, double scale, const std::string& binarize, uint64_t seed,
+              uint64_t step, py::object x) {
     Gather g = {};
     py::ssize_t m = rows_of("index", index, 1, plan_.rows, 1);
     g.index = input<int64_t>("index", index, {m});
@@ -160,7 +160,8 @@ class BoundPlan {
     t.data = read_rows(data, plan_.spec.data_dim);
     auto [steps, m] = shape2("order", order);
     if (m < 1 || m > plan_.rows)
-      throw py::value_error("order must have 1 to " + std::to_string(plan_.rows) + " columns, got " + std::to_string(m));
+      throw py::value_error("order must have 1 to " + std::to_string(plan_.rows) + " columns, got " +
+                            std::to_string(m));
     t.order = input<int64_t>("order", order, {steps, m});
     t.steps = steps;
     t.rows = static_cast<int>(m);
@@ -206,8 +207,7 @@ class BoundPlan {
 };
 
 std::unique_ptr<BoundPlan> plan(py::object network, int rows, int draws, const std::string& precision, int n_threads) {
-  if (precision != "fp32")
-    throw_backend_error("backend 'cpp' has precisions fp32, not '" + precision + "'");
+  if (precision != "fp32") throw_backend_error("backend 'cpp' has precisions fp32, not '" + precision + "'");
   for (auto [name, value] : {std::pair{"rows", rows}, {"draws", draws}, {"n_threads", n_threads}})
     if (value < 1) throw py::value_error(std::string(name) + " must be at least 1, got " + std::to_string(value));
   if (n_threads > 1024) throw py::value_error("n_threads must be at most 1024, got " + std::to_string(n_threads));
@@ -277,8 +277,8 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
       .def_property_readonly("draws", &BoundPlan::draws)
       .def_property_readonly("n_threads", &BoundPlan::n_threads)
       .def_property_readonly("precision", [](const BoundPlan&) { return "fp32"; })
-      .def("gather", &BoundPlan::gather, py::kw_only(), "data"_a, "index"_a, "scale"_a, "binarize"_a, "seed"_a, "step"_a,
-           "x"_a)
+      .def("gather", &BoundPlan::gather, py::kw_only(), "data"_a, "index"_a, "scale"_a, "binarize"_a, "seed"_a,
+           "step"_a, "x"_a)
       .def("encoder_forward", &BoundPlan::encoder_forward, py::kw_only(), "params"_a, "x"_a, "hidden"_a, "mu"_a,
            "logvar"_a)
       .def("latent_forward", &BoundPlan::latent_forward, py::kw_only(), "mu"_a, "logvar"_a, "eps"_a, "z"_a, "kl"_a)

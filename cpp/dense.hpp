@@ -1,8 +1,9 @@
 // Matrix products on packed panels: the layers forward, their input gradients, and their weight gradients.
 //
 // One register tile of `tile` rows by one panel runs over the whole depth in order, so an output element's sum has one
-// order whatever the tile, the thread or the rows beside it. The finished tile passes through a small buffer in L1 to its
-// epilogue; against the depth of the product that costs below 2 %, and it keeps the epilogues out of the register tile.
+// order whatever the tile, the thread or the rows beside it. The finished tile passes through a small buffer in L1 to
+// its epilogue; against the depth of the product that costs below 2 %, and it keeps the epilogues out of the register
+// tile.
 #pragma once
 
 typedef void (*Tile)(const float*, long, long, const float*, long, int, float*);
@@ -135,7 +136,8 @@ void transpose_rows(const float* w, float* wt, int fan_in, int panels, int p, in
   for (int k = begin; k < end; k += W) {
     for (int v = 0; v < vectors; ++v) {
       V r[W] = {};
-      for (int i = 0; i < W && k + i < end; ++i) r[i] = load(w + (static_cast<long>(p) * fan_in + k + i) * panel + v * W);
+      for (int i = 0; i < W && k + i < end; ++i)
+        r[i] = load(w + (static_cast<long>(p) * fan_in + k + i) * panel + v * W);
       transpose_square(r);
       float* out = wt + (static_cast<long>(k / panel) * panels * panel + p * panel + v * W) * panel + k % panel;
       for (int i = 0; i < W; ++i) store(out + i * panel, r[i]);

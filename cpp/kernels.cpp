@@ -27,9 +27,22 @@ namespace {
 
 extern const Kernels FASTVAE_JOIN(kernels_, FASTVAE_LEVEL);
 constexpr Kernels table = {
-    FASTVAE_STRING(FASTVAE_LEVEL), panel,    weight_block, affine_tasks, affine,         weight_tasks,    weight_gradient,
-    transpose,                     update,   gather,       philox,       normal,         latent_forward,  latent_backward,
-    likelihood,                    likelihood_mean,
+    FASTVAE_STRING(FASTVAE_LEVEL),
+    panel,
+    weight_block,
+    affine_tasks,
+    affine,
+    weight_tasks,
+    weight_gradient,
+    transpose,
+    update,
+    gather,
+    philox,
+    normal,
+    latent_forward,
+    latent_backward,
+    likelihood,
+    likelihood_mean,
 };
 const Kernels FASTVAE_JOIN(kernels_, FASTVAE_LEVEL) = table;
 

@@ -136,7 +136,8 @@ struct Levels {
 };
 Levels available_levels();
 
-// The level forced by FASTVAE_SIMD_LEVEL, else the widest. Throws std::runtime_error when the forced one is not available.
+// The level forced by FASTVAE_SIMD_LEVEL, else the widest. Throws std::runtime_error when the forced one is not
+// available.
 const Kernels& select_kernels();
 
 }  // namespace fastvae

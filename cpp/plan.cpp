@@ -251,7 +251,8 @@ void Plan::encoder_forward(const float* params, const float* x, int rows, const 
     team.barrier();
     forward(team, encoder_, x, spec.data_dim, rows);
     for (size_t i = 0; i < hidden.size(); ++i)
-      copy_rows(team, encoder_.y[i].p, encoder_.y[i].ld, hidden[i], spec.encoder_hidden[i], rows, spec.encoder_hidden[i]);
+      copy_rows(team, encoder_.y[i].p, encoder_.y[i].ld, hidden[i], spec.encoder_hidden[i], rows,
+                spec.encoder_hidden[i]);
     const Matrix& heads = encoder_.y.back();
     copy_rows(team, heads.p, heads.ld, mu, spec.latent_dim, rows, spec.latent_dim);
     copy_rows(team, heads.p + spec.latent_dim, heads.ld, logvar, spec.latent_dim, rows, spec.latent_dim);
@@ -268,14 +269,16 @@ void Plan::latent_backward(Latent g) {
   pool_.run([&](Team& team) { kernels.latent_backward(g, team.begin(g.rows), team.end(g.rows)); });
 }
 
-void Plan::decoder_forward(const float* params, const float* z, int rows, const std::vector<float*>& hidden, float* out) {
+void Plan::decoder_forward(const float* params, const float* z, int rows, const std::vector<float*>& hidden,
+                           float* out) {
   std::lock_guard<std::mutex> lock(mutex_);
   pool_.run([&](Team& team) {
     pack(team, decoder_, params);
     team.barrier();
     forward(team, decoder_, z, spec.latent_dim, rows);
     for (size_t i = 0; i < hidden.size(); ++i)
-      copy_rows(team, decoder_.y[i].p, decoder_.y[i].ld, hidden[i], spec.decoder_hidden[i], rows, spec.decoder_hidden[i]);
+      copy_rows(team, decoder_.y[i].p, decoder_.y[i].ld, hidden[i], spec.decoder_hidden[i], rows,
+                spec.decoder_hidden[i]);
     int columns = spec.heads() * spec.data_dim;
     copy_rows(team, decoder_.y.back().p, decoder_.y.back().ld, out, columns, rows, columns);
   });
@@ -311,7 +314,8 @@ void Plan::decoder_backward(const float* params, const float* z, int rows, const
   pool_.run([&](Team& team) {
     pack(team, decoder_, params);
     for (size_t i = 0; i < hidden.size(); ++i)
-      copy_rows(team, hidden[i], spec.decoder_hidden[i], decoder_.y[i].p, decoder_.y[i].ld, rows, spec.decoder_hidden[i]);
+      copy_rows(team, hidden[i], spec.decoder_hidden[i], decoder_.y[i].p, decoder_.y[i].ld, rows,
+                spec.decoder_hidden[i]);
     int columns = spec.heads() * spec.data_dim;
     copy_rows(team, dout, columns, decoder_.dy.back().p, decoder_.dy.back().ld, rows, columns);
     team.barrier();
@@ -334,7 +338,8 @@ void Plan::encoder_backward(const float* params, const float* x, int rows, const
   pool_.run([&](Team& team) {
     pack(team, encoder_, params);
     for (size_t i = 0; i < hidden.size(); ++i)
-      copy_rows(team, hidden[i], spec.encoder_hidden[i], encoder_.y[i].p, encoder_.y[i].ld, rows, spec.encoder_hidden[i]);
+      copy_rows(team, hidden[i], spec.encoder_hidden[i], encoder_.y[i].p, encoder_.y[i].ld, rows,
+                spec.encoder_hidden[i]);
     const Matrix& dheads = encoder_.dy.back();
     copy_rows(team, dmu, spec.latent_dim, dheads.p, dheads.ld, rows, spec.latent_dim);
     copy_rows(team, dlogvar, spec.latent_dim, dheads.p + spec.latent_dim, dheads.ld, rows, spec.latent_dim);
@@ -400,7 +405,8 @@ bool Plan::step(Team& team, const TrainArguments& t, int64_t i, const std::funct
   double weight = t.kl_weight;
   if (t.kl_warmup > 0) weight *= std::min(1.0, static_cast<double>(now) / static_cast<double>(t.kl_warmup));
 
-  Gather minibatch = {t.data, t.order + i * t.rows, t.scale, t.binarize, t.seed, static_cast<uint64_t>(now), x_.p, x_.ld};
+  Gather minibatch = {t.data, t.order + i * t.rows,       t.scale, t.binarize,
+                      t.seed, static_cast<uint64_t>(now), x_.p,    x_.ld};
   kernels.gather(minibatch, team.begin(t.rows), team.end(t.rows));
   int blocks = ceil_div(all * latent_dim, 4);
   kernels.normal(t.seed, minibatch.step, stream_latent, eps_.get(), 4L * team.begin(blocks),

@@ -121,8 +121,8 @@ class Plan {
   void unpack(Team& team, const Chain& chain, float* params, float* state, int slots);
   void forward(Team& team, Chain& chain, const float* x, long x_ld, int rows);
   void backward(Team& team, Chain& chain, int rows);
-  void input_gradient(Team& team, const Layer& layer, const Matrix& dy, int rows, const Matrix* h, Activation activation,
-                      Matrix& dx);
+  void input_gradient(Team& team, const Layer& layer, const Matrix& dy, int rows, const Matrix* h,
+                      Activation activation, Matrix& dx);
   void weight_gradients(Team& team, Chain& chain, const float* x, long x_ld, int rows, const Update* update);
   void add_gradients(Team& team, const Chain& chain, float* grad);
   void allocate_gradients(Chain& chain);

@@ -14,7 +14,7 @@ constexpr int max_tile = 6;
 constexpr int W = 4;
 constexpr int max_tile = 6;
 #endif
-constexpr int vectors = 2;           // per panel
+constexpr int vectors = 2;  // per panel
 constexpr int panel = vectors * W;
 
 typedef float V __attribute__((vector_size(4 * W)));
@@ -101,8 +101,8 @@ inline V exp(V x) {
 // 2 atanh(s) for |s| <= 1/3; fit error 6e-12.
 inline V twice_atanh(V s) {
   V t = s * s;
-  V q = ((((0.217923969f * t + 0.171478495f) * t + 0.22301501f) * t + 0.28568396f) * t + 0.400000542f) * t +
-        0.666666687f;
+  V q =
+      ((((0.217923969f * t + 0.171478495f) * t + 0.22301501f) * t + 0.28568396f) * t + 0.400000542f) * t + 0.666666687f;
   return 2.0f * s + s * t * q;
 }
 
@@ -131,9 +131,9 @@ inline V softplus(V a) { return max(a, V{}) + log1p_unit(exp(-abs(a))); }
 // |x| <= 0.625: x + x^3 T(x^2), fit error 1.5e-10; beyond: 1 - 2 / (exp(2|x|) + 1).
 inline V tanh(V x) {
   V t = x * x;
-  V small = ((((2.14753696e-3f * t - 8.18267372e-3f) * t + 2.17029676e-2f) * t - 5.39472029e-2f) * t + 0.133332103f) *
-                t -
-            0.333333313f;
+  V small =
+      ((((2.14753696e-3f * t - 8.18267372e-3f) * t + 2.17029676e-2f) * t - 5.39472029e-2f) * t + 0.133332103f) * t -
+      0.333333313f;
   small = small * (t * x) + x;
   V a = abs(x);
   V large = 1.0f - 2.0f / (exp(2.0f * a) + 1.0f);
@@ -150,11 +150,11 @@ inline V one_minus_exp(V h) {
 
 // exp(v) - 1 - v; for |v| <= 1/2 as v^2 K(v), fit error 3.4e-10, free of the difference's cancellation.
 inline V exp_minus_1_minus(V v, V exp_v) {
-  V p = (((((2.49570458e-5f * v + 1.99621849e-4f) * v + 1.38886075e-3f) * v + 8.33318196e-3f) * v + 4.16666679e-2f) *
-             v +
-         0.166666672f) *
-            v +
-        0.5f;
+  V p =
+      (((((2.49570458e-5f * v + 1.99621849e-4f) * v + 1.38886075e-3f) * v + 8.33318196e-3f) * v + 4.16666679e-2f) * v +
+       0.166666672f) *
+          v +
+      0.5f;
   return select(abs(v) < 0.5f, v * v * p, exp_v - 1.0f - v);
 }
 
