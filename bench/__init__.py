@@ -1,0 +1,1 @@
+"""Benchmarks: cases with their FLOPs, the peers, and the comparison (``python -m fastvae.bench``)."""
