@@ -97,12 +97,6 @@ inline std::pair<py::ssize_t, py::ssize_t> shape2(const std::string& name, const
   return {a.shape(0), a.shape(1)};
 }
 
-inline void check_indices(const std::string& name, const int64_t* index, py::ssize_t count, long n) {
-  for (py::ssize_t i = 0; i < count; ++i)
-    if (index[i] < 0 || index[i] >= n)
-      throw py::value_error(name + " must lie in [0, " + std::to_string(n) + "), got " + std::to_string(index[i]));
-}
-
 inline float read_scale(double scale) {
   if (!(scale > 0) || !std::isfinite(scale)) throw py::value_error("scale must be positive and finite");
   return static_cast<float>(scale);
@@ -163,16 +157,40 @@ const void* csr_part(const py::object& data, const char* name, py::ssize_t lengt
   return input<T>("data." + std::string(name), data.attr(name), {length});
 }
 
-// Row pointers that never decrease and stay within the values, columns within the row: read before they are trusted.
+// Row pointers that never decrease and stay within the stored values.
 template <typename I>
-void check_csr(const Rows& r, py::ssize_t stored) {
-  const I *indptr = static_cast<const I*>(r.indptr), *indices = static_cast<const I*>(r.indices);
+void check_indptr(const Rows& r, py::ssize_t stored) {
+  const I* indptr = static_cast<const I*>(r.indptr);
   bool good = indptr[0] >= 0 && indptr[r.n] <= stored;
   for (long i = 0; i < r.n; ++i) good = good && indptr[i] <= indptr[i + 1];
   if (!good) throw py::value_error("data.indptr must rise from 0 to the number of stored values");
-  for (I i = indptr[0]; i < indptr[r.n]; ++i)
-    if (indices[i] < 0 || indices[i] >= r.data_dim)
-      throw py::value_error("data.indices must lie in [0, " + std::to_string(r.data_dim) + ")");
+}
+
+// Columns of the rows about to be read: within the row, rising. The rest of the dataset is not looked at, so that the
+// check costs little against the step that reads the same rows.
+template <typename I>
+void check_columns(const Rows& r, const int64_t* index, py::ssize_t count) {
+  const I *indptr = static_cast<const I*>(r.indptr), *indices = static_cast<const I*>(r.indices);
+  for (py::ssize_t m = 0; m < count; ++m) {
+    int64_t last = -1;
+    for (I i = indptr[index[m]]; i < indptr[index[m] + 1]; ++i) {
+      if (indices[i] < 0 || indices[i] >= r.data_dim)
+        throw py::value_error("data.indices must lie in [0, " + std::to_string(r.data_dim) + "), got " +
+                              std::to_string(indices[i]));
+      if (indices[i] <= last)
+        throw py::value_error(
+            "data.indices must rise within each row: call sum_duplicates() and sort_indices() on data");
+      last = indices[i];
+    }
+  }
+}
+
+// Row numbers within the dataset, and, for CSR, the columns of those rows.
+inline void check_indices(const std::string& name, const Rows& r, const int64_t* index, py::ssize_t count) {
+  for (py::ssize_t i = 0; i < count; ++i)
+    if (index[i] < 0 || index[i] >= r.n)
+      throw py::value_error(name + " must lie in [0, " + std::to_string(r.n) + "), got " + std::to_string(index[i]));
+  if (r.indptr) r.wide_indices ? check_columns<int64_t>(r, index, count) : check_columns<int32_t>(r, index, count);
 }
 
 inline Rows read_rows(const py::object& data, int data_dim) {
@@ -204,11 +222,11 @@ inline Rows read_rows(const py::object& data, int data_dim) {
   if (r.wide_indices) {
     r.indptr = csr_part<int64_t>(data, "indptr", r.n + 1);
     r.indices = csr_part<int64_t>(data, "indices", stored);
-    check_csr<int64_t>(r, stored);
+    check_indptr<int64_t>(r, stored);
   } else {
     r.indptr = csr_part<int32_t>(data, "indptr", r.n + 1);
     r.indices = csr_part<int32_t>(data, "indices", stored);
-    check_csr<int32_t>(r, stored);
+    check_indptr<int32_t>(r, stored);
   }
   return r;
 }

@@ -35,7 +35,7 @@ class BoundPlan {
     g.binarize = read_binarize(binarize);
     g.seed = seed;
     g.step = step;
-    check_indices("index", g.index, m, g.data.n);
+    check_indices("index", g.data, g.index, m);
     py::gil_scoped_release release;
     plan_.gather(g, static_cast<int>(m));
   }
@@ -173,7 +173,11 @@ class BoundPlan {
     t.kl_warmup = kl_warmup;
     t.decay = decay;
     t.stats = output<double>("stats", stats, {steps, 2});
-    check_indices("order", t.order, steps * m, t.data.n);
+    check_indices("order", t.data, t.order, steps * m);
+    if (step < 0) throw py::value_error("step must not be negative, got " + std::to_string(step));
+    if (kl_warmup < 0) throw py::value_error("kl_warmup must not be negative, got " + std::to_string(kl_warmup));
+    for (auto [name, value] : {std::pair{"kl_weight", kl_weight}, {"decay", decay}})
+      if (!std::isfinite(value)) throw py::value_error(std::string(name) + " must be finite");
     {
       py::gil_scoped_release release;
       plan_.train_steps(t, [] {

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from fastvae.network import Network
@@ -35,7 +34,7 @@ __all__ = ["BINARIZE", "Array", "Engine", "Plan"]
 
 Array = NDArray[Any]
 
-# What ``gather`` makes of scaled grey levels v in [0, 1]. With u of `fastvae.rng.uniform` a pixel becomes [u < v], where
+# What ``gather`` makes of scaled grey levels v in [0, 1]. With u of `fastvae.rng.uniform` a pixel becomes [u < v];
 # u is keyed by: "dynamic": training step and place in the minibatch; "fixed": row of the dataset and dimension;
 # "shared": dimension alone (row 0 of "fixed"), so that a row's result does not depend on where it stands.
 BINARIZE = ("none", "dynamic", "fixed", "shared")

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from fastvae import rng
-from fastvae.errors import BackendError
-from fastvae.kernels import BINARIZE, Array
+from fastvae.kernels import Array
+from fastvae.kernels.checks import CheckedPlan, check_array, check_noise
 from fastvae.network import Dense, Network
 from fastvae.optimizer import Optimizer
 from fastvae.training.aevb import Buffers, compose_step, kl_weight_at
@@ -19,7 +19,8 @@ from fastvae.training.aevb import Buffers, compose_step, kl_weight_at
 __all__ = ["NAME", "PRECISIONS", "ReferencePlan", "normal", "philox", "plan"]
 
 NAME = "reference"
-PRECISIONS = ("fp32", "fp64")
+_DTYPES = {"fp32": np.float32, "fp64": np.float64}
+PRECISIONS = tuple(_DTYPES)
 
 
 def sigmoid(a: Array) -> Array:
@@ -42,58 +43,16 @@ ACTIVATIONS: dict[str, Any] = {
 }
 
 
-class ReferencePlan:
+class ReferencePlan(CheckedPlan):
     """The operations on one network; it needs no workspace and no threads."""
 
-    def __init__(self, network: Network, *, rows: int, draws: int, precision: str, n_threads: int) -> None:
-        self.network = network
-        self.rows, self.draws, self.precision, self.n_threads = rows, draws, precision, n_threads
-        self.dtype = np.dtype(np.float64 if precision == "fp64" else np.float32)
+    def __init__(self, network: Network, **sizes: Any) -> None:
+        super().__init__(network, name=NAME, dtypes=_DTYPES, **sizes)
         self.activation, self.activation_slope = ACTIVATIONS[network.activation]
-
-    def _check(self, shape: tuple[int, ...], dtype: Any = None, output: bool = False, **array: Array | None) -> None:
-        ((name, value),) = array.items()
-        dtype = np.dtype(dtype or self.dtype)
-        if not isinstance(value, np.ndarray) or value.dtype != dtype:
-            found = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
-            raise TypeError(f"{name} must be an ndarray of {dtype}, got {found}")
-        if value.shape != shape:
-            raise ValueError(f"{name} must have shape {shape}, got {value.shape}")
-        if not value.flags.c_contiguous or (output and not value.flags.writeable):
-            raise ValueError(f"{name} must be C-contiguous{' and writeable' if output else ''}")
-
-    def _check_rows(self, name: str, value: Array, limit: int, multiple_of: int = 1) -> int:
-        rows = len(value) if isinstance(value, np.ndarray) and value.ndim else 0
-        if not 1 <= rows <= limit or rows % multiple_of:
-            shape = getattr(value, "shape", None)
-            raise ValueError(f"{name} must have 1 to {limit} rows, a multiple of {multiple_of}; got shape {shape}")
-        return rows
-
-    def _check_hidden(self, hidden: tuple[Array, ...], rows: int, widths: tuple[int, ...], output: bool) -> None:
-        if len(hidden) != len(widths):
-            raise ValueError(f"hidden must hold {len(widths)} arrays, got {len(hidden)}")
-        for i, (array, width) in enumerate(zip(hidden, widths, strict=True)):
-            self._check((rows, width), output=output, **{f"hidden[{i}]": array})
-
-    def _check_data(self, data: Any, scale: float, binarize: str) -> None:
-        values = data.data if hasattr(data, "indptr") else data
-        if data.ndim != 2 or data.shape[1] != self.network.data_dim:
-            raise ValueError(f"data must have shape (N, {self.network.data_dim}), got {data.shape}")
-        if values.dtype not in (np.uint8, np.float32, np.float64):
-            raise TypeError(f"data must be uint8, float32 or float64, got {values.dtype}")
-        if binarize not in BINARIZE:
-            raise ValueError(f"binarize must be one of {', '.join(BINARIZE)}, got {binarize!r}")
-        if not 0 < scale < np.inf:
-            raise ValueError(f"scale must be positive and finite, got {scale!r}")
 
     def gather(self, *, data: Any, index: Array, scale: float, binarize: str, seed: int, step: int, x: Array) -> None:
         """``x[m] = data[index[m]] * scale``, then ``[u < x]``."""
-        rows = self._check_rows("index", index, self.rows)
-        self._check((rows,), np.int64, index=index)
-        self._check((rows, self.network.data_dim), output=True, x=x)
-        self._check_data(data, scale, binarize)
-        if index.min() < 0 or index.max() >= data.shape[0]:
-            raise ValueError(f"index must lie in [0, {data.shape[0]}), got {index.min()} to {index.max()}")
+        self._check_gather(data=data, index=index, scale=scale, binarize=binarize, seed=seed, step=step, x=x)
         picked = data[index]
         x[:] = picked.toarray() if hasattr(picked, "toarray") else picked
         x *= self.dtype.type(scale)
@@ -120,7 +79,7 @@ class ReferencePlan:
         dout: Array,
         grad: Array | None,
     ) -> Array:
-        """``dW += h^T dy``, ``db += sum_rows dy``, ``dh = dy W^T``, ``da = dh f'(a)``. Returns d of the first layer's y."""
+        """``dW += h^T dy``, ``db += sum dy``, ``dh = dy W^T``, ``da = dh f'(a)``; return d of the first layer's y."""
         inputs = (x, *hidden)
         for i in reversed(range(len(layers))):
             if grad is not None:
@@ -132,12 +91,10 @@ class ReferencePlan:
 
     def encoder_forward(self, *, params: Array, x: Array, hidden: tuple[Array, ...], mu: Array, logvar: Array) -> None:
         """``[mu | logvar]`` = encoder's last affine layer."""
-        rows = self._check_rows("x", x, self.rows)
-        self._check((rows, self.network.data_dim), x=x)
-        self._check((self.network.layout.size,), params=params)
+        rows = self._check_x(x)
+        self._check_params(params)
         self._check_hidden(hidden, rows, self.network.encoder_hidden, output=True)
-        self._check((rows, self.network.latent_dim), output=True, mu=mu)
-        self._check((rows, self.network.latent_dim), output=True, logvar=logvar)
+        self._check((rows, self.network.latent_dim), output=True, mu=mu, logvar=logvar)
         mu[:], logvar[:] = np.hsplit(self._forward(self.network.layout.encoder, params, x, hidden), 2)
 
     def latent_forward(self, *, mu: Array, logvar: Array, eps: Array, z: Array, kl: Array) -> None:
@@ -149,30 +106,18 @@ class ReferencePlan:
         # expm1(v) - v is 1 + v - exp(v) without its cancellation near v = 0
         kl[:] = 0.5 * (mu * mu + (np.expm1(logvar) - logvar)).sum(1)
 
-    def _check_latent(self, mu: Array, logvar: Array, eps: Array) -> tuple[int, int, int]:
-        rows = self._check_rows("mu", mu, self.rows)
-        draws = self._check_rows("eps", eps, self.draws)
-        shape = (draws, rows, self.network.latent_dim)
-        self._check(shape[1:], mu=mu)
-        self._check(shape[1:], logvar=logvar)
-        self._check(shape, eps=eps)
-        return shape
-
     def decoder_forward(self, *, params: Array, z: Array, hidden: tuple[Array, ...], out: Array) -> None:
         """``out`` = decoder's last affine layer."""
-        rows = self._check_rows("z", z, self.rows * self.draws)
-        self._check((rows, self.network.latent_dim), z=z)
-        self._check((self.network.layout.size,), params=params)
+        rows = self._check_z(z)
+        self._check_params(params)
         self._check_hidden(hidden, rows, self.network.decoder_hidden, output=True)
         self._check((rows, self.network.decoder_dims[-1]), output=True, out=out)
         out[:] = self._forward(self.network.layout.decoder, params, z, hidden)
 
     def likelihood(self, *, x: Array, out: Array, scale: float, log_px: Array, dout: Array | None) -> None:
         """bernoulli: ``x a - softplus(a)``; gaussian: ``-1/2 (log 2 pi + logvar + (x - mean)^2 / exp(logvar))``."""
-        batch = self._check_rows("x", x, self.rows)
-        rows = self._check_rows("out", out, self.rows * self.draws, multiple_of=batch)
-        self._check((batch, self.network.data_dim), x=x)
-        self._check((rows, self.network.decoder_dims[-1]), out=out)
+        batch = self._check_x(x)
+        rows = self._check_out(out, multiple_of=batch)
         self._check((rows,), output=True, log_px=log_px)
         if dout is not None:
             self._check(out.shape, output=True, dout=dout)
@@ -197,8 +142,7 @@ class ReferencePlan:
 
     def likelihood_mean(self, *, out: Array, mean: Array) -> None:
         """``sigmoid(a)``, or ``a`` for the identity mean."""
-        rows = self._check_rows("out", out, self.rows * self.draws)
-        self._check((rows, self.network.decoder_dims[-1]), out=out)
+        rows = self._check_out(out)
         self._check((rows, self.network.data_dim), output=True, mean=mean)
         mean[:] = self._mean(out[:, : self.network.data_dim])
 
@@ -206,9 +150,8 @@ class ReferencePlan:
         self, *, params: Array, z: Array, hidden: tuple[Array, ...], dout: Array, dz: Array | None, grad: Array | None
     ) -> None:
         """``dz = dy W_0^T`` after the layers above it."""
-        rows = self._check_rows("z", z, self.rows * self.draws)
-        self._check((rows, self.network.latent_dim), z=z)
-        self._check((self.network.layout.size,), params=params)
+        rows = self._check_z(z)
+        self._check_params(params)
         self._check_hidden(hidden, rows, self.network.decoder_hidden, output=False)
         self._check((rows, self.network.decoder_dims[-1]), dout=dout)
         if dz is not None:
@@ -226,8 +169,7 @@ class ReferencePlan:
         """``dmu = sum dz - s mu``; ``dlogvar = sum dz eps exp(logvar / 2) / 2 - s (exp(logvar) - 1) / 2``."""
         shape = self._check_latent(mu, logvar, eps)
         self._check(shape, dz=dz)
-        self._check(shape[1:], output=True, dmu=dmu)
-        self._check(shape[1:], output=True, dlogvar=dlogvar)
+        self._check(shape[1:], output=True, dmu=dmu, dlogvar=dlogvar)
         dmu[:] = dz.sum(0) - kl_scale * mu
         dlogvar[:] = 0.5 * np.exp(logvar / 2) * (dz * eps).sum(0) - 0.5 * kl_scale * np.expm1(logvar)
 
@@ -235,19 +177,20 @@ class ReferencePlan:
         self, *, params: Array, x: Array, hidden: tuple[Array, ...], dmu: Array, dlogvar: Array, grad: Array
     ) -> None:
         """Gradient of the layers below ``[mu | logvar]``."""
-        rows = self._check_rows("x", x, self.rows)
-        self._check((rows, self.network.data_dim), x=x)
-        self._check((self.network.layout.size,), params=params)
+        rows = self._check_x(x)
+        self._check_params(params)
         self._check_hidden(hidden, rows, self.network.encoder_hidden, output=False)
-        self._check((rows, self.network.latent_dim), dmu=dmu)
-        self._check((rows, self.network.latent_dim), dlogvar=dlogvar)
+        self._check((rows, self.network.latent_dim), dmu=dmu, dlogvar=dlogvar)
         self._check(params.shape, output=True, grad=grad)
         self._backward(self.network.layout.encoder, params, x, hidden, np.hstack([dmu, dlogvar]), grad)
 
     def log_joint(self, *, params: Array, x: Array, z: Array, log_pxz: Array, dz: Array | None) -> None:
         """``log p(x|z) - 1/2 sum_j (log 2 pi + z_j^2)``; gradient ``d log p(x|z)/dz - z``."""
-        rows = self._check_rows("z", z, self.rows * self.draws)
+        rows = self._check_z(z, multiple_of=self._check_x(x))
+        self._check_params(params)
         self._check((rows,), output=True, log_pxz=log_pxz)
+        if dz is not None:
+            self._check(z.shape, output=True, dz=dz)
         hidden = tuple(np.empty((rows, width), self.dtype) for width in self.network.decoder_hidden)
         out = np.empty((rows, self.network.decoder_dims[-1]), self.dtype)
         dout = None if dz is None else np.empty_like(out)
@@ -262,7 +205,7 @@ class ReferencePlan:
         self, *, optimizer: Optimizer, params: Array, grad: Array, state: Array, step: int, decay: float
     ) -> None:
         """The rules of `fastvae.optimizer.Optimizer`."""
-        self._check((self.network.layout.size,), output=True, params=params)
+        self._check_params(params, output=True)
         self._check(params.shape, grad=grad)
         self._check((optimizer.n_slots, *params.shape), output=True, state=state)
         o, g = optimizer, grad - decay * params
@@ -298,17 +241,23 @@ class ReferencePlan:
         done: Array,
     ) -> None:
         """The composition itself, step after step."""
-        self._check((1,), np.int64, output=True, done=done)
+        self._check_train_steps(
+            params=params,
+            state=state,
+            n_slots=optimizer.n_slots,
+            data=data,
+            order=order,
+            scale=scale,
+            binarize=binarize,
+            seed=seed,
+            step=step,
+            kl_weight=kl_weight,
+            kl_warmup=kl_warmup,
+            decay=decay,
+            stats=stats,
+            done=done,
+        )
         done[0] = 0
-        if order.ndim != 2:
-            raise ValueError(f"order must have shape (T, M), got {order.shape}")
-        self._check(order.shape, np.int64, order=order)
-        self._check((len(order), 2), np.float64, output=True, stats=stats)
-        self._check((self.network.layout.size,), output=True, params=params)
-        self._check((optimizer.n_slots, self.network.layout.size), output=True, state=state)
-        self._check_data(data, scale, binarize)
-        if order.size and (order.min() < 0 or order.max() >= data.shape[0]):
-            raise ValueError(f"order must lie in [0, {data.shape[0]}), got {order.min()} to {order.max()}")
         buffers = Buffers.allocate(self.network, order.shape[1], self.draws, self.dtype)
         for i, index in enumerate(order):
             stats[i] = compose_step(
@@ -333,19 +282,20 @@ class ReferencePlan:
 
 def plan(network: Network, *, rows: int, draws: int, precision: str, n_threads: int) -> ReferencePlan:
     """Return a plan; NumPy's own BLAS threads do the work, so `n_threads` is only recorded."""
-    if precision not in PRECISIONS:
-        raise BackendError(f"backend 'reference' has precisions {', '.join(PRECISIONS)}, not {precision!r}")
-    for name, value in (("rows", rows), ("draws", draws), ("n_threads", n_threads)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
     return ReferencePlan(network, rows=rows, draws=draws, precision=precision, n_threads=n_threads)
 
 
 def philox(*, counter: Array, key: Array, out: Array) -> None:
     """Philox4x32-10 blocks."""
+    shape = (len(counter) if isinstance(counter, np.ndarray) and counter.ndim else 0, 4)
+    check_array("counter", counter, shape, np.uint32)
+    check_array("key", key, (2,), np.uint32)
+    check_array("out", out, shape, np.uint32, output=True)
     out[:] = rng.philox(counter, key)
 
 
 def normal(*, seed: int, step: int, stream: int, out: Array) -> None:
     """Standard normals of a stream."""
-    out[:] = rng.normal(seed=seed, step=step, stream=stream, shape=out.shape, dtype=out.dtype)
+    check_noise(seed=seed, step=step)
+    check_array("out", out, np.shape(out), np.float32, output=True)
+    out[:] = rng.normal(seed=seed, step=step, stream=stream, shape=out.shape)
