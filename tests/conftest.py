@@ -1,0 +1,87 @@
+"""Shared fixtures: every engine in turn, plans, parameters, and the folder of real data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastvae import backends
+from fastvae.kernels import Array, Engine, Plan
+from fastvae.network import Network
+
+REQUIRED = frozenset(filter(None, os.environ.get("FASTVAE_REQUIRE", "").split(",")))
+
+
+def pytest_configure() -> None:
+    """Refuse a FASTVAE_REQUIRE that names no backend: it would require nothing."""
+    if unknown := REQUIRED - set(backends.NAMES):
+        raise pytest.UsageError(
+            f"FASTVAE_REQUIRE names unknown backends {', '.join(sorted(unknown))}; known: {', '.join(backends.NAMES)}"
+        )
+
+
+def _engine_parameters() -> Iterator[Any]:
+    """Every backend's name; an absent one is skipped with its reason unless FASTVAE_REQUIRE names it."""
+    for name in backends.NAMES:
+        reason = backends.unavailable(name)
+        marks = [] if reason is None or name in REQUIRED else [pytest.mark.skip(reason=reason)]
+        yield pytest.param(name, marks=marks, id=name)
+
+
+@pytest.fixture(scope="session", params=_engine_parameters())
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """Each backend's engine in turn."""
+    return backends.load(request.param)
+
+
+@pytest.fixture(scope="session")
+def make_plan(engine: Engine) -> Callable[..., Plan]:
+    """Plan of the engine under test: float32 on two threads unless asked otherwise."""
+
+    def make(network: Network, *, rows: int, draws: int = 1, precision: str = "fp32", n_threads: int = 2) -> Plan:
+        return engine.plan(network=network, rows=rows, draws=draws, precision=precision, n_threads=n_threads)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def reference_plan() -> Callable[..., Plan]:
+    """Plan of the reference in float64: the law."""
+
+    def make(network: Network, *, rows: int, draws: int = 1) -> Plan:
+        return backends.load("reference").plan(network=network, rows=rows, draws=draws, precision="fp64", n_threads=1)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def draw_params() -> Callable[..., Array]:
+    """Random parameters without zeros, of a size that keeps every layer out of saturation."""
+
+    def draw(network: Network, *, seed: int = 0, dtype: Any = np.float32) -> Array:
+        rng = np.random.default_rng(seed)
+        flat = np.empty(network.layout.size)
+        for layer in network.layout.layers:
+            layer.weight(flat)[:] = rng.normal(size=(layer.fan_in, layer.fan_out)) / np.sqrt(layer.fan_in)
+            layer.bias(flat)[:] = 0.2 * rng.normal(size=layer.fan_out)
+        return flat.astype(np.float32).astype(dtype)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def data_root(pytestconfig: pytest.Config) -> Path:
+    """Folder of the real data: FASTVAE_DATA, else ../shared/data beside the repository, else a skip."""
+    if named := os.environ.get("FASTVAE_DATA"):
+        if not Path(named).is_dir():
+            pytest.fail(f"FASTVAE_DATA names {named!r}, which is not a folder")
+        return Path(named)
+    beside = pytestconfig.rootpath.parent / "shared" / "data"
+    if not beside.is_dir():
+        pytest.skip("no real data: set FASTVAE_DATA to a folder with mnist/ and freyface/")
+    return beside

@@ -1,0 +1,304 @@
+"""The promise: the same bits for any number of threads, after fork, between threads, and after an interruption."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastvae import backends
+from fastvae.kernels import Array, Engine, Plan
+from fastvae.network import Network, initialise
+from fastvae.optimizer import Optimizer
+
+NETWORKS = {
+    "paper": Network(784, 20),
+    "odd": Network(131, 3, encoder_hidden=(67, 9), decoder_hidden=(33,), activation="softplus", likelihood="gaussian"),
+    "one": Network(1, 1, encoder_hidden=(1,), decoder_hidden=(1,)),
+}
+ROWS = {"paper": 100, "odd": 37, "one": 1}
+
+
+class Training:
+    """Parameters, state and statistics of one training on synthetic rows, and its plan."""
+
+    def __init__(self, engine: Engine, name: str, *, steps: int = 20, draws: int = 1, n_threads: int = 2) -> None:
+        network, draw = NETWORKS[name], np.random.default_rng(0)
+        self.data = draw.integers(0, 256, (300, network.data_dim)).astype(np.uint8)
+        self.data *= draw.random(self.data.shape) < 0.2
+        self.order = draw.integers(0, 300, (steps, ROWS[name]))
+        self.plan: Plan = engine.plan(
+            network=network, rows=ROWS[name], draws=draws, precision="fp32", n_threads=n_threads
+        )
+        self.params = initialise(network, seed=2)
+        self.optimizer = Optimizer("adam", learning_rate=1e-3)
+        self.state = np.zeros((2, self.params.size), np.float32)
+        self.stats = np.zeros((steps, 2))
+        self.done = np.zeros(1, np.int64)
+
+    def run(self, steps: int | None = None, plan: Plan | None = None) -> Training:
+        (plan or self.plan).train_steps(
+            params=self.params,
+            state=self.state,
+            optimizer=self.optimizer,
+            data=self.data,
+            order=self.order[:steps],
+            scale=1 / 255,
+            binarize="none",
+            seed=3,
+            step=0,
+            kl_weight=1.0,
+            kl_warmup=0,
+            decay=1e-3,
+            stats=self.stats[:steps],
+            done=self.done,
+        )
+        return self
+
+    def bits(self) -> tuple[bytes, bytes, bytes]:
+        return self.params.tobytes(), self.state.tobytes(), self.stats.tobytes()
+
+
+# --- threads --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_any_number_of_threads_leaves_the_same_bits(engine: Engine, name: str, draws: int) -> None:
+    """More threads than processors, and than rows or columns, too."""
+    alone = Training(engine, name, draws=draws, n_threads=1).run().bits()
+    for n_threads in (1, 2, 3, 7):
+        assert Training(engine, name, draws=draws, n_threads=n_threads).run().bits() == alone, f"{n_threads} threads"
+
+
+def test_operations_do_not_depend_on_threads(engine: Engine) -> None:
+    network, draw = NETWORKS["odd"], np.random.default_rng(1)
+    params, x = initialise(network, seed=1), draw.random((37, 131)).astype(np.float32)
+    z, results = draw.normal(size=(37, 3)).astype(np.float32), []
+    for n_threads in (1, 2, 3):
+        plan = engine.plan(network=network, rows=37, draws=1, precision="fp32", n_threads=n_threads)
+        hidden = tuple(np.empty((37, width), np.float32) for width in network.encoder_hidden)
+        outputs: list[Array] = [np.empty((37, 3), np.float32) for _ in range(3)]
+        log_pxz, grad = np.empty(37, np.float32), np.zeros_like(params)
+        plan.encoder_forward(params=params, x=x, hidden=hidden, mu=outputs[0], logvar=outputs[1])
+        plan.encoder_backward(params=params, x=x, hidden=hidden, dmu=outputs[0], dlogvar=outputs[1], grad=grad)
+        plan.log_joint(params=params, x=x, z=z, log_pxz=log_pxz, dz=outputs[2])
+        results.append(b"".join(array.tobytes() for array in (*hidden, *outputs, log_pxz, grad)))
+    assert results[1] == results[0]
+    assert results[2] == results[0]
+
+
+@pytest.mark.parametrize("shared_plan", [False, True])
+def test_two_python_threads_train_as_if_alone(engine: Engine, shared_plan: bool) -> None:
+    """On two plans at once, and on one plan, where calls wait for each other."""
+    alone = Training(engine, "odd", steps=60).run().bits()
+    trainings = [Training(engine, "odd", steps=60) for _ in range(2)]
+    plan = trainings[0].plan if shared_plan else None
+    threads = [threading.Thread(target=training.run, kwargs={"plan": plan}) for training in trainings]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive(), "training hangs"
+    assert [training.bits() for training in trainings] == [alone, alone]
+
+
+def test_many_plans_come_and_go(engine: Engine) -> None:
+    """Threads are returned: 50 plans in a row leave no more of them than a few."""
+    Training(engine, "one", n_threads=3).run()
+    before = len(os.listdir("/proc/self/task")) if sys.platform == "linux" else 0
+    for _ in range(50):
+        Training(engine, "one", n_threads=3).run()
+    if sys.platform == "linux":
+        assert len(os.listdir("/proc/self/task")) <= before + 3
+
+
+# --- fork -----------------------------------------------------------------------------------------------------------
+
+
+def _child(pipe: Any, training: Training, inherited: bool) -> None:
+    engine = backends.load(os.environ["FASTVAE_TEST_ENGINE"])
+    pipe.send((training if inherited else Training(engine, "odd")).run().bits())
+    pipe.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("inherited", [False, True], ids=["own plan", "inherited plan"])
+def test_a_forked_child_trains(engine: Engine, monkeypatch: pytest.MonkeyPatch, inherited: bool) -> None:
+    """After the parent has used its threads; the parent goes on afterwards."""
+    monkeypatch.setenv("FASTVAE_TEST_ENGINE", engine.NAME)
+    expected = Training(engine, "odd").run().bits()
+    training = Training(engine, "odd")
+    used = Training(engine, "odd")
+    used.run(5, plan=training.plan)
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_child, args=(sender, training, inherited))
+    child.start()
+    try:
+        assert receiver.poll(30), "the child hangs"
+        assert receiver.recv() == expected
+        child.join(30)
+        assert child.exitcode == 0
+    finally:
+        child.kill()
+        child.join()
+    assert training.run().bits() == expected
+
+
+# --- signals --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def interrupt_after(seconds: float) -> Iterator[list[float]]:
+    """Send this process SIGINT from another thread; yields the list that gets the moment of sending."""
+    sent: list[float] = []
+    cancelled = threading.Event()
+
+    def send() -> None:
+        if not cancelled.wait(seconds):
+            sent.append(time.perf_counter())
+            os.kill(os.getpid(), signal.SIGINT)
+
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        yield sent
+    finally:
+        cancelled.set()
+        sender.join()
+        signal.signal(signal.SIGINT, previous)
+
+
+def test_ctrl_c_is_answered_within_200_ms(engine: Engine) -> None:
+    """Best of three; what is left is exactly the state after `done` clean steps."""
+    waits = []
+    for attempt in range(3):
+        training = Training(engine, "paper", steps=5000)
+        with interrupt_after(0.1 + 0.03 * attempt) as sent, pytest.raises(KeyboardInterrupt):
+            training.run()
+        waits.append(time.perf_counter() - sent[0])
+        done = int(training.done[0])
+        assert 0 < done < 5000
+        clean = Training(engine, "paper", steps=5000).run(done)
+        assert int(clean.done[0]) == done
+        np.testing.assert_array_equal(training.params, clean.params)
+        np.testing.assert_array_equal(training.state, clean.state)
+        np.testing.assert_array_equal(training.stats[:done], clean.stats[:done])
+        if waits[-1] <= 0.2:
+            return
+    pytest.fail(f"Ctrl-C was answered after {', '.join(f'{1000 * wait:.0f}' for wait in waits)} ms")
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
+def test_a_handler_that_does_not_raise_changes_nothing(engine: Engine) -> None:
+    """It is called while the steps run, and the bits are the same."""
+    steps = 150
+    expected = Training(engine, "paper", steps=steps).run().bits()
+    training, calls = Training(engine, "paper", steps=steps), []
+    previous = signal.signal(signal.SIGALRM, lambda *_: calls.append(int(training.done[0])))
+    signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+    try:
+        training.run()
+        during = len(calls)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert training.bits() == expected
+    assert during > 0, "no signal was handled while training"
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
+def test_an_exception_of_a_handler_comes_through(engine: Engine) -> None:
+    """Not KeyboardInterrupt alone: a time limit by SIGALRM works."""
+
+    def expire(*_: Any) -> None:
+        raise TimeoutError("time is up")
+
+    training = Training(engine, "paper", steps=5000)
+    previous = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        with pytest.raises(TimeoutError, match="time is up"):
+            training.run()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    done = int(training.done[0])
+    np.testing.assert_array_equal(training.params, Training(engine, "paper", steps=5000).run(done).params)
+
+
+def test_other_python_threads_run_during_training(engine: Engine) -> None:
+    """The interpreter is not held: a second thread counts on while steps run."""
+    training, stop = Training(engine, "paper", steps=100), threading.Event()
+    ticks = 0
+
+    def tick() -> None:
+        nonlocal ticks
+        while not stop.wait(0.002):
+            ticks += 1
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    training.run()
+    stop.set()
+    thread.join()
+    assert ticks > 5
+
+
+# --- instruction sets -----------------------------------------------------------------------------------------------
+
+
+def _isa_levels() -> list[Any]:
+    """Levels of the C++ engine on this machine; one visible skip without it."""
+    if reason := backends.unavailable("cpp"):
+        return [pytest.param("none", marks=pytest.mark.skip(reason=reason))]
+    native: Any = backends.load("cpp")
+    return list(native.isa_levels())
+
+
+def _python(level: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "FASTVAE_SIMD_LEVEL": level}
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment, cwd=cwd, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", _isa_levels())
+def test_every_instruction_set_passes_the_engines_tests(level: str) -> None:
+    """The level is forced in a fresh process, which runs operations, noise, optimizers and trajectories again."""
+    asked = _python(level, "-c", "from fastvae import _native; print(_native.isa_level())")
+    assert asked.stdout.strip() == level, asked.stderr
+    here = Path(__file__).parent
+    files = ["test_operations.py", "test_rng.py", "test_optimizer.py", "test_trajectory.py"]
+    options = ["-q", "-x", "-k", "cpp", "-p", "no:cacheprovider", "--no-header"]
+    run = _python(level, "-m", "pytest", *options, *(str(here / file) for file in files), cwd=here.parent)
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-1000:]
+
+
+def test_an_unknown_instruction_set_is_named() -> None:
+    """No silent fallback to another level: whoever asks for a plan gets one line with the mend."""
+    if reason := backends.unavailable("cpp"):
+        pytest.skip(reason)
+    code = (
+        "from fastvae import Network, backends\n"
+        "backends.load('cpp').plan(Network(3, 1), rows=1, draws=1, precision='fp32', n_threads=1)"
+    )
+    run = _python("sse9", "-c", code)
+    assert run.returncode != 0
+    assert re.search(r"BackendError: .*FASTVAE_SIMD_LEVEL=sse9.*baseline", run.stderr.splitlines()[-1]), run.stderr
