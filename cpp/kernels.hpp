@@ -41,7 +41,7 @@ struct Affine {
 // One step of the optimizer; constants that depend on the step are worked out by the caller.
 struct Update {
   Rule rule;
-  float rate, beta1, beta2, momentum, epsilon, root_scale, decay;
+  float rate, beta1, gain1, beta2, gain2, momentum, epsilon, root_scale, decay;  // gain = 1 - beta, not rounded twice
 };
 
 // dW (fan_in x fan_out) = x^T dy, db = sum of dy's rows; stored in `w`'s layout when `gw` is given, else applied.

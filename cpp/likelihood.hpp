@@ -1,5 +1,5 @@
 // log p(x|z) and its gradient from the decoder's heads in one pass, rows of out. dout may be out.
-//   bernoulli: sum x a - softplus(a); gradient x - sigmoid(a)
+//   bernoulli: sum x a - max(a, 0) - log1p(exp(-|a|)); gradient x - sigmoid(a)
 //   gaussian:  -1/2 sum log(2 pi) + logvar + (x - mean)^2 / exp(logvar), logvar = floor + softplus(s - floor)
 #pragma once
 
@@ -10,7 +10,7 @@ void bernoulli_row(const Density& g, const float* x, const float* out, float* do
   for_vectors(g.data_dim, [&](int d, int lanes) {
     V target = load_lanes(x + d, lanes), a = load_lanes(out + d, lanes);
     Logistic f = logistic(a);
-    V term = target * a - f.softplus;
+    V term = (target * a - max(a, V{})) - f.tail;  // in this order the large parts cancel exactly when x is 1
     total += lanes < W ? keep(term, lanes) : term;
     if (dout) store_lanes(dout + d, g.scale * (target - f.sigmoid), lanes);
   });
@@ -24,7 +24,7 @@ void gaussian_row(const Density& g, const float* x, const float* out, float* dou
     V a = load_lanes(out + d, lanes), s = load_lanes(out + n + d, lanes) - g.logvar_floor;
     V mean = g.sigmoid_mean ? sigmoid(a) : a;
     Logistic f = logistic(s);
-    V logvar = g.logvar_floor + f.softplus, precision = exp(-logvar);
+    V logvar = g.logvar_floor + (max(s, V{}) + f.tail), precision = exp(-logvar);
     V error = load_lanes(x + d, lanes) - mean;
     V square = error * error * precision;
     V term = log_two_pi + logvar + square;

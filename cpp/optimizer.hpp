@@ -8,8 +8,8 @@ inline V updated(const Update& u, V w, V g, V& s0, V& s1) {
     s0 = s0 + g * g;
     return rule == Rule::hold ? w : w + u.rate * g * rsqrt(s0 + u.epsilon);
   } else if constexpr (rule == Rule::adam) {
-    s0 = u.beta1 * s0 + (1.0f - u.beta1) * g;
-    s1 = u.beta2 * s1 + (1.0f - u.beta2) * (g * g);
+    s0 = u.beta1 * s0 + u.gain1 * g;
+    s1 = u.beta2 * s1 + u.gain2 * (g * g);
     return w + u.rate * s0 / (sqrt(s1) * u.root_scale + u.epsilon);
   } else {
     s0 = u.momentum * s0 + g;

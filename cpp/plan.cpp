@@ -49,7 +49,9 @@ Update OptimizerSpec::at(int64_t step, double decay) const {
   }
   u.rate = static_cast<float>(rate);
   u.beta1 = static_cast<float>(beta1);
+  u.gain1 = static_cast<float>(1 - beta1);
   u.beta2 = static_cast<float>(beta2);
+  u.gain2 = static_cast<float>(1 - beta2);
   u.momentum = static_cast<float>(momentum);
   u.epsilon = static_cast<float>(epsilon);
   u.decay = static_cast<float>(decay);
@@ -134,8 +136,17 @@ void Plan::unpack(Team& team, const Chain& chain, float* params, float* state, i
     });
 }
 
+// Ends a phase that may be the last: false on every thread when an interrupt is due. Thread 0 names the phase to stop
+// at, so that a thread still leaving this phase is not misled by a decision taken in the next.
+bool Plan::proceed(Team& team) {
+  int64_t phase = ++team.phase;
+  if (team.id == 0 && interrupted_ && interrupted_()) stop_phase_.store(phase, std::memory_order_relaxed);
+  team.barrier();
+  return phase < stop_phase_.load(std::memory_order_relaxed);
+}
+
 // y_i = f(y_{i-1} W_i + b_i), the last layer affine
-void Plan::forward(Team& team, Chain& chain, const float* x, long x_ld, int rows) {
+bool Plan::forward(Team& team, Chain& chain, const float* x, long x_ld, int rows) {
   for (size_t i = 0; i < chain.layers.size(); ++i) {
     const Layer& layer = chain.layers[i];
     Affine g = {};
@@ -152,12 +163,13 @@ void Plan::forward(Team& team, Chain& chain, const float* x, long x_ld, int rows
     g.panels = layer.panels;
     int tasks = kernels.affine_tasks(g);
     kernels.affine(g, team.begin(tasks), team.end(tasks));
-    team.barrier();
+    if (!proceed(team)) return false;
   }
+  return true;
 }
 
 // dx = dy W^T, times f'(h) when h is given
-void Plan::input_gradient(Team& team, const Layer& layer, const Matrix& dy, int rows, const Matrix* h,
+bool Plan::input_gradient(Team& team, const Layer& layer, const Matrix& dy, int rows, const Matrix* h,
                           Activation activation, Matrix& dx) {
   Affine g = {};
   g.a = dy.p;
@@ -174,12 +186,14 @@ void Plan::input_gradient(Team& team, const Layer& layer, const Matrix& dy, int 
   g.panels = ceil_div(layer.fan_in, kernels.panel);
   int tasks = kernels.affine_tasks(g);
   kernels.affine(g, team.begin(tasks), team.end(tasks));
-  team.barrier();
+  return proceed(team);
 }
 
-void Plan::backward(Team& team, Chain& chain, int rows) {
+bool Plan::backward(Team& team, Chain& chain, int rows) {
   for (size_t i = chain.layers.size() - 1; i > 0; --i)
-    input_gradient(team, chain.layers[i], chain.dy[i], rows, &chain.y[i - 1], chain.activation, chain.dy[i - 1]);
+    if (!input_gradient(team, chain.layers[i], chain.dy[i], rows, &chain.y[i - 1], chain.activation, chain.dy[i - 1]))
+      return false;
+  return true;
 }
 
 // With `update` each tile of dW is applied where it stands; without, stored in gw and gb.
@@ -399,7 +413,7 @@ void Plan::update(const Update& u, float* params, const float* grad, float* stat
 }
 
 // One step of Algorithm 1. False, with nothing updated, when the bound is not finite or an interrupt is due.
-bool Plan::step(Team& team, const TrainArguments& t, int64_t i, const std::function<bool()>& interrupted) {
+bool Plan::step(Team& team, const TrainArguments& t, int64_t i) {
   const int all = draws * t.rows, latent_dim = spec.latent_dim;
   const int64_t now = t.step + i;
   double weight = t.kl_weight;
@@ -411,10 +425,9 @@ bool Plan::step(Team& team, const TrainArguments& t, int64_t i, const std::funct
   int blocks = ceil_div(all * latent_dim, 4);
   kernels.normal(t.seed, minibatch.step, stream_latent, eps_.get(), 4L * team.begin(blocks),
                  std::min(4L * team.end(blocks), static_cast<long>(all) * latent_dim));
-  if (team.id == 0) stop_ = interrupted();
-  team.barrier();
+  if (!proceed(team)) return false;
 
-  forward(team, encoder_, x_.p, x_.ld, t.rows);
+  if (!forward(team, encoder_, x_.p, x_.ld, t.rows)) return false;
 
   Matrix &heads = encoder_.y.back(), &dheads = encoder_.dy.back();
   Latent latent = {};
@@ -435,9 +448,9 @@ bool Plan::step(Team& team, const TrainArguments& t, int64_t i, const std::funct
   latent.dlogvar = dheads.p + latent_dim;
   latent.dhead_ld = dheads.ld;
   kernels.latent_forward(latent, team.begin(t.rows), team.end(t.rows));
-  team.barrier();
+  if (!proceed(team)) return false;
 
-  forward(team, decoder_, z_.p, z_.ld, all);
+  if (!forward(team, decoder_, z_.p, z_.ld, all)) return false;
 
   Matrix &out = decoder_.y.back(), &dout = decoder_.dy.back();
   Density g = density(t.rows);
@@ -450,7 +463,7 @@ bool Plan::step(Team& team, const TrainArguments& t, int64_t i, const std::funct
   g.dout = dout.p;
   g.dout_ld = dout.ld;
   kernels.likelihood(g, team.begin(all), team.end(all));
-  team.barrier();
+  if (!proceed(team)) return false;
 
   // every thread adds the same few numbers in the same order, which costs less than another barrier
   double log_px = 0, kl = 0;
@@ -458,15 +471,14 @@ bool Plan::step(Team& team, const TrainArguments& t, int64_t i, const std::funct
   for (int m = 0; m < t.rows; ++m) kl += kl_.get()[m];
   log_px /= all;
   kl /= t.rows;
-  if (stop_) return false;
   if (team.id == 0) t.stats[2 * i] = log_px, t.stats[2 * i + 1] = kl;
   if (!std::isfinite(log_px - kl)) return false;
 
-  backward(team, decoder_, all);
-  input_gradient(team, decoder_.layers[0], decoder_.dy[0], all, nullptr, Activation::none, dz_);
+  if (!backward(team, decoder_, all)) return false;
+  if (!input_gradient(team, decoder_.layers[0], decoder_.dy[0], all, nullptr, Activation::none, dz_)) return false;
   kernels.latent_backward(latent, team.begin(t.rows), team.end(t.rows));
-  team.barrier();
-  backward(team, encoder_, t.rows);
+  if (!proceed(team)) return false;
+  if (!backward(team, encoder_, t.rows)) return false;
 
   Update update = t.optimizer.at(now, t.decay);
   weight_gradients(team, decoder_, z_.p, z_.ld, all, &update);
@@ -486,7 +498,7 @@ void Plan::train_steps(const TrainArguments& t, const std::function<bool()>& int
         }
 
   auto asked = std::chrono::steady_clock::now();
-  std::function<bool()> due = [&] {
+  interrupted_ = [&] {
     auto now = std::chrono::steady_clock::now();
     if (now - asked < std::chrono::milliseconds(50)) return false;
     asked = now;
@@ -498,11 +510,13 @@ void Plan::train_steps(const TrainArguments& t, const std::function<bool()>& int
       pack_state(team, *chain, t.state, slots);
     }
     team.barrier();
-    for (int64_t i = 0; i < t.steps && step(team, t, i, due); ++i)
+    for (int64_t i = 0; i < t.steps && step(team, t, i); ++i)
       if (team.id == 0) *t.done = i + 1;
     team.barrier();
     for (Chain* chain : {&encoder_, &decoder_}) unpack(team, *chain, t.params, t.state, slots);
   });
+  interrupted_ = nullptr;
+  stop_phase_ = INT64_MAX;
 }
 
 }  // namespace fastvae

@@ -1,5 +1,6 @@
 // One network with its workspace: the fused operations and the fused loop, sequenced over the kernels of one level.
 #pragma once
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -108,7 +109,7 @@ class Plan {
                         const float* dmu, const float* dlogvar, float* grad);
   void log_joint(const float* params, const float* x, int x_rows, const float* z, int rows, float* log_pxz, float* dz);
   void update(const Update& u, float* params, const float* grad, float* state);
-  // `interrupted` is asked by the calling thread about every 50 ms, before the first update of a step.
+  // `interrupted` is asked by the calling thread about every 50 ms, between the phases before a step's first update.
   void train_steps(const TrainArguments& t, const std::function<bool()>& interrupted);
 
  private:
@@ -119,14 +120,15 @@ class Plan {
   void pack(Team& team, Chain& chain, const float* params);
   void pack_state(Team& team, Chain& chain, const float* state, int slots);
   void unpack(Team& team, const Chain& chain, float* params, float* state, int slots);
-  void forward(Team& team, Chain& chain, const float* x, long x_ld, int rows);
-  void backward(Team& team, Chain& chain, int rows);
-  void input_gradient(Team& team, const Layer& layer, const Matrix& dy, int rows, const Matrix* h,
+  bool forward(Team& team, Chain& chain, const float* x, long x_ld, int rows);
+  bool backward(Team& team, Chain& chain, int rows);
+  bool input_gradient(Team& team, const Layer& layer, const Matrix& dy, int rows, const Matrix* h,
                       Activation activation, Matrix& dx);
   void weight_gradients(Team& team, Chain& chain, const float* x, long x_ld, int rows, const Update* update);
   void add_gradients(Team& team, const Chain& chain, float* grad);
   void allocate_gradients(Chain& chain);
-  bool step(Team& team, const TrainArguments& t, int64_t i, const std::function<bool()>& interrupted);
+  bool step(Team& team, const TrainArguments& t, int64_t i);
+  bool proceed(Team& team);
 
   std::mutex mutex_;
   ThreadPool pool_;
@@ -134,7 +136,8 @@ class Plan {
   Matrix x_, z_, dz_;
   Floats eps_, kl_, log_px_;
   size_t parameter_count_ = 0;
-  bool stop_ = false;
+  std::function<bool()> interrupted_;  // asked by thread 0 where a call may be cut short
+  std::atomic<int64_t> stop_phase_{INT64_MAX};
 };
 
 }  // namespace fastvae

@@ -2,6 +2,7 @@
 #pragma once
 #include <atomic>
 #include <condition_variable>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -14,6 +15,7 @@ namespace fastvae {
 class Team {
  public:
   int id, size;
+  int64_t phase = 0;  // for the job to count with
   void barrier();
 
   // Contiguous share of n tasks.

@@ -110,14 +110,15 @@ inline V twice_atanh(V s) {
 inline V log1p_unit(V e) { return twice_atanh(e / (2.0f + e)); }
 
 struct Logistic {
-  V sigmoid, softplus;
+  V sigmoid, tail;
 };
 
-// Both from one exponential: with e = exp(-|a|), sigmoid is 1/(1+e) or e/(1+e), softplus max(a, 0) + log1p(e).
+// Both from one exponential e = exp(-|a|): sigmoid is 1/(1+e) or e/(1+e), softplus is max(a, 0) + tail, tail =
+// log1p(e).
 inline Logistic logistic(V a) {
   V e = exp(-abs(a));
   V inverse = 1.0f / (1.0f + e);
-  return {select(a < 0.0f, e * inverse, inverse), max(a, V{}) + log1p_unit(e)};
+  return {select(a < 0.0f, e * inverse, inverse), log1p_unit(e)};
 }
 
 inline V sigmoid(V a) {

@@ -16,8 +16,8 @@ Rules
 - Bounds and log densities are in nats per datapoint, summed over dimensions.
 - Every ``d...`` is a derivative of the *bound* (ascent direction), already multiplied by the caller's ``scale``.
 - Randomness is that of ``fastvae.rng``: words bit for bit, normals within a few units in the last place.
-- Sums run in an order that depends on shapes alone: the same bits on any number of threads, and a row's result does
-  not depend on the rows beside it.
+- Sums run in one order: the same bits on any number of threads, and a row's result does not depend on the rows beside
+  it. (The reference leaves the order to NumPy's BLAS, which chooses it by shape.)
 - ``train_steps`` equals the composition of the operations (``fastvae.training.aevb.compose_step``) up to rounding.
 """
 

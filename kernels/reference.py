@@ -43,6 +43,10 @@ ACTIVATIONS: dict[str, Any] = {
 }
 
 
+# Infinity and NaN come through as values: train_steps reports them.
+_QUIET = np.errstate(all="ignore")
+
+
 class ReferencePlan(CheckedPlan):
     """The operations on one network; it needs no workspace and no threads."""
 
@@ -50,6 +54,7 @@ class ReferencePlan(CheckedPlan):
         super().__init__(network, name=NAME, dtypes=_DTYPES, **sizes)
         self.activation, self.activation_slope = ACTIVATIONS[network.activation]
 
+    @_QUIET
     def gather(self, *, data: Any, index: Array, scale: float, binarize: str, seed: int, step: int, x: Array) -> None:
         """``x[m] = data[index[m]] * scale``, then ``[u < x]``."""
         self._check_gather(data=data, index=index, scale=scale, binarize=binarize, seed=seed, step=step, x=x)
@@ -89,6 +94,7 @@ class ReferencePlan(CheckedPlan):
                 dout = (dout @ layers[i].weight(params).T) * self.activation_slope(inputs[i])
         return dout
 
+    @_QUIET
     def encoder_forward(self, *, params: Array, x: Array, hidden: tuple[Array, ...], mu: Array, logvar: Array) -> None:
         """``[mu | logvar]`` = encoder's last affine layer."""
         rows = self._check_x(x)
@@ -97,6 +103,7 @@ class ReferencePlan(CheckedPlan):
         self._check((rows, self.network.latent_dim), output=True, mu=mu, logvar=logvar)
         mu[:], logvar[:] = np.hsplit(self._forward(self.network.layout.encoder, params, x, hidden), 2)
 
+    @_QUIET
     def latent_forward(self, *, mu: Array, logvar: Array, eps: Array, z: Array, kl: Array) -> None:
         """``z = mu + exp(logvar / 2) eps``; ``kl = -1/2 sum_j (1 + logvar - mu^2 - exp(logvar))``."""
         shape = self._check_latent(mu, logvar, eps)
@@ -106,6 +113,7 @@ class ReferencePlan(CheckedPlan):
         # expm1(v) - v is 1 + v - exp(v) without its cancellation near v = 0
         kl[:] = 0.5 * (mu * mu + (np.expm1(logvar) - logvar)).sum(1)
 
+    @_QUIET
     def decoder_forward(self, *, params: Array, z: Array, hidden: tuple[Array, ...], out: Array) -> None:
         """``out`` = decoder's last affine layer."""
         rows = self._check_z(z)
@@ -114,8 +122,12 @@ class ReferencePlan(CheckedPlan):
         self._check((rows, self.network.decoder_dims[-1]), output=True, out=out)
         out[:] = self._forward(self.network.layout.decoder, params, z, hidden)
 
+    @_QUIET
     def likelihood(self, *, x: Array, out: Array, scale: float, log_px: Array, dout: Array | None) -> None:
-        """bernoulli: ``x a - softplus(a)``; gaussian: ``-1/2 (log 2 pi + logvar + (x - mean)^2 / exp(logvar))``."""
+        """bernoulli: ``x a - max(a, 0) - log1p(exp(-|a|))``.
+
+        gaussian: ``-1/2 (log 2 pi + logvar + (x - mean)^2 / exp(logvar))``.
+        """
         batch = self._check_x(x)
         rows = self._check_out(out, multiple_of=batch)
         self._check((rows,), output=True, log_px=log_px)
@@ -123,7 +135,7 @@ class ReferencePlan(CheckedPlan):
             self._check(out.shape, output=True, dout=dout)
         x = np.tile(x, (rows // batch, 1))
         if self.network.likelihood == "bernoulli":
-            log_px[:] = (x * out - softplus(out)).sum(1)
+            log_px[:] = (x * out - np.maximum(out, 0) - np.log1p(np.exp(-np.abs(out)))).sum(1)
             if dout is not None:
                 dout[:] = scale * (x - sigmoid(out))
             return
@@ -140,12 +152,14 @@ class ReferencePlan(CheckedPlan):
     def _mean(self, a: Array) -> Array:
         return sigmoid(a) if self.network.likelihood == "bernoulli" or self.network.mean == "sigmoid" else a
 
+    @_QUIET
     def likelihood_mean(self, *, out: Array, mean: Array) -> None:
         """``sigmoid(a)``, or ``a`` for the identity mean."""
         rows = self._check_out(out)
         self._check((rows, self.network.data_dim), output=True, mean=mean)
         mean[:] = self._mean(out[:, : self.network.data_dim])
 
+    @_QUIET
     def decoder_backward(
         self, *, params: Array, z: Array, hidden: tuple[Array, ...], dout: Array, dz: Array | None, grad: Array | None
     ) -> None:
@@ -163,6 +177,7 @@ class ReferencePlan(CheckedPlan):
         if dz is not None:
             dz[:] = dy @ layers[0].weight(params).T
 
+    @_QUIET
     def latent_backward(
         self, *, mu: Array, logvar: Array, eps: Array, dz: Array, kl_scale: float, dmu: Array, dlogvar: Array
     ) -> None:
@@ -173,6 +188,7 @@ class ReferencePlan(CheckedPlan):
         dmu[:] = dz.sum(0) - kl_scale * mu
         dlogvar[:] = 0.5 * np.exp(logvar / 2) * (dz * eps).sum(0) - 0.5 * kl_scale * np.expm1(logvar)
 
+    @_QUIET
     def encoder_backward(
         self, *, params: Array, x: Array, hidden: tuple[Array, ...], dmu: Array, dlogvar: Array, grad: Array
     ) -> None:
@@ -184,6 +200,7 @@ class ReferencePlan(CheckedPlan):
         self._check(params.shape, output=True, grad=grad)
         self._backward(self.network.layout.encoder, params, x, hidden, np.hstack([dmu, dlogvar]), grad)
 
+    @_QUIET
     def log_joint(self, *, params: Array, x: Array, z: Array, log_pxz: Array, dz: Array | None) -> None:
         """``log p(x|z) - 1/2 sum_j (log 2 pi + z_j^2)``; gradient ``d log p(x|z)/dz - z``."""
         rows = self._check_z(z, multiple_of=self._check_x(x))
@@ -201,6 +218,7 @@ class ReferencePlan(CheckedPlan):
             self.decoder_backward(params=params, z=z, hidden=hidden, dout=dout, dz=dz, grad=None)
             dz -= z
 
+    @_QUIET
     def update(
         self, *, optimizer: Optimizer, params: Array, grad: Array, state: Array, step: int, decay: float
     ) -> None:
@@ -260,21 +278,26 @@ class ReferencePlan(CheckedPlan):
         done[0] = 0
         buffers = Buffers.allocate(self.network, order.shape[1], self.draws, self.dtype)
         for i, index in enumerate(order):
-            stats[i] = compose_step(
-                self,
-                buffers,
-                params=params,
-                state=state,
-                optimizer=optimizer,
-                data=data,
-                index=index,
-                scale=scale,
-                binarize=binarize,
-                seed=seed,
-                step=step + i,
-                kl_weight=kl_weight_at(step + i, kl_weight=kl_weight, kl_warmup=kl_warmup),
-                decay=decay,
-            )
+            before = params.copy(), state.copy()
+            try:
+                stats[i] = compose_step(
+                    self,
+                    buffers,
+                    params=params,
+                    state=state,
+                    optimizer=optimizer,
+                    data=data,
+                    index=index,
+                    scale=scale,
+                    binarize=binarize,
+                    seed=seed,
+                    step=step + i,
+                    kl_weight=kl_weight_at(step + i, kl_weight=kl_weight, kl_warmup=kl_warmup),
+                    decay=decay,
+                )
+            except BaseException:  # an interrupt between two statements of the update
+                params[:], state[:] = before
+                raise
             if not np.isfinite(stats[i, 0] - stats[i, 1]):
                 return
             done[0] = i + 1
