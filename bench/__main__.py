@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import platform
 import sys
@@ -74,10 +75,8 @@ def compare(case: Case, *, n_threads: int, steps: int, rounds: int) -> dict[str,
 def machine() -> dict[str, Any]:
     """Name the processor and the versions that a result depends on."""
     versions = {"fastvae": __version__, "python": platform.python_version(), "numpy": np.__version__}
-    try:
+    with contextlib.suppress(PackageNotFoundError):
         versions["torch"] = version("torch")
-    except PackageNotFoundError:
-        pass
     isa_level = getattr(backends.load(), "isa_level", None)
     return {
         "system": platform.platform(),

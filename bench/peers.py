@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 from fastvae.bench.cases import Case
@@ -28,7 +29,7 @@ def torch_runner(case: Case, data: Dataset, *, n_threads: int, fused: bool) -> C
     torch.set_num_threads(n_threads)
 
     def chain(dims: tuple[int, ...]) -> torch.nn.Sequential:
-        layers = [m for k, n in zip(dims, dims[1:], strict=False) for m in (torch.nn.Linear(k, n), torch.nn.Tanh())]
+        layers = [m for k, n in itertools.pairwise(dims) for m in (torch.nn.Linear(k, n), torch.nn.Tanh())]
         return torch.nn.Sequential(*layers[:-1])
 
     encoder, decoder = chain(case.network.encoder_dims), chain(case.network.decoder_dims)

@@ -1,0 +1,88 @@
+"""The package as a newcomer gets it: light import, true stub, an install from the wheel in a clean environment."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import subprocess
+import sys
+import venv
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+import fastvae
+from fastvae.kernels import Engine, Plan
+
+REPOSITORY = Path(__file__).parents[1]
+HEAVY = ("sklearn", "scipy", "numba", "cupy", "matplotlib", "torch", "tqdm", "click")
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def test_version_has_one_source() -> None:
+    assert fastvae.__version__ == version("fastvae")
+
+
+def test_import_is_light(tmp_path: Path) -> None:
+    code = f"import sys, fastvae; print([name for name in {HEAVY} if name in sys.modules])"
+    assert run(sys.executable, "-c", code, cwd=tmp_path).strip() == "[]"
+
+
+def stub_arguments(node: ast.FunctionDef) -> list[str]:
+    return [argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)]
+
+
+@pytest.mark.parametrize("protocol", [Plan, Engine])
+def test_stub_of_the_native_module_is_the_contract(protocol: type) -> None:
+    module = ast.parse(files("fastvae").joinpath("_native.pyi").read_text())
+    classes = {node.name: node for node in module.body if isinstance(node, ast.ClassDef)}
+    body = classes["Plan"].body if protocol is Plan else module.body
+    stub = {node.name: stub_arguments(node) for node in body if isinstance(node, ast.FunctionDef)}
+    for name, function in inspect.getmembers(protocol, inspect.isfunction):
+        if not name.startswith("_"):
+            expected = [argument for argument in inspect.signature(function).parameters if argument != "self"]
+            assert [argument for argument in stub[name] if argument != "self"] == expected, name
+
+
+@pytest.mark.slow
+def test_wheel_installs_in_a_clean_environment(tmp_path: Path) -> None:
+    """The wheel alone, with what it declares, trains on the C++ engine outside the repository."""
+    built = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path), str(REPOSITORY)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "No matching distribution" in built.stderr or "NewConnectionError" in built.stderr:
+        pytest.skip("the build's own requirements cannot be downloaded here")
+    assert built.returncode == 0, built.stderr[-4000:]
+    (wheel,) = tmp_path.glob("*.whl")
+    venv.create(tmp_path / "clean", with_pip=True)
+    python = tmp_path / "clean" / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", wheel, cwd=tmp_path)
+    train = (
+        "train",
+        "--epochs",
+        "2",
+        "--hidden",
+        "16",
+        "--latent-dim",
+        "2",
+        "--backend",
+        "cpp",
+        "--json",
+        "--out",
+        "r",
+    )
+    result = json.loads(run(tmp_path / "clean" / "bin" / "fastvae", *train, cwd=tmp_path))
+    assert result["backend"] == "cpp"
+    assert result["epochs"] == 2
+    run(python, "-m", "fastvae.bench", "--help", cwd=tmp_path)
