@@ -1,4 +1,4 @@
-"""The same training step in PyTorch, written as its users write it: data resident as float32, one process, no loader."""
+"""The same training step in PyTorch as its users write it: data resident as float32, one process, no loader."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -157,7 +158,7 @@ class ParameterLayout:
     @staticmethod
     def _chain(side: str, dims: tuple[int, ...], heads: tuple[str, ...], offset: int) -> tuple[Dense, ...]:
         layers = []
-        for i, (fan_in, fan_out) in enumerate(zip(dims, dims[1:], strict=False)):
+        for i, (fan_in, fan_out) in enumerate(pairwise(dims)):
             names = heads if i == len(dims) - 2 else (str(i),)
             layers.append(Dense(tuple(f"{side}.{name}" for name in names), fan_in, fan_out, offset))
             offset = layers[-1].end

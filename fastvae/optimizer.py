@@ -15,7 +15,9 @@ DEFAULT_LEARNING_RATES = {"adagrad": 0.02, "adam": 1e-3, "sgd": 1e-3}
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Ascent on the bound; with ``g`` its gradient, ``t`` the number of this step counted from 1:
+    """An optimizer and its constants.
+
+    It ascends the bound. With ``g`` the gradient and ``t`` the number of the step, counted from 1:
 
     - ``adagrad``: ``s += g^2``; ``w += learning_rate * g / sqrt(s + epsilon)``
     - ``adam``: ``s1 = beta1 s1 + (1 - beta1) g``, ``s2 = beta2 s2 + (1 - beta2) g^2``,

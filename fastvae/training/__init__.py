@@ -1,0 +1,1 @@
+"""Learning algorithms, and the loop that runs them."""
