@@ -12,6 +12,8 @@
 
 namespace fastvae {
 
+inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
 struct Spec {  // fastvae.network.Network
   int data_dim, latent_dim;
   std::vector<int> encoder_hidden, decoder_hidden;

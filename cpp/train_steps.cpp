@@ -1,0 +1,136 @@
+// The fused loop: consecutive steps of Algorithm 1 on packed parameters, with nothing in between.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "plan.hpp"
+
+namespace fastvae {
+
+Update OptimizerSpec::at(int64_t step, double decay) const {
+  Update u = {};
+  u.rule = rule == Rule::adagrad && step < hold_steps ? Rule::hold : rule;
+  double rate = learning_rate, t = static_cast<double>(step) + 1;
+  if (rule == Rule::adam) {
+    rate /= 1 - std::pow(beta1, t);
+    u.root_scale = static_cast<float>(1 / std::sqrt(1 - std::pow(beta2, t)));
+  }
+  u.rate = static_cast<float>(rate);
+  u.beta1 = static_cast<float>(beta1);
+  u.gain1 = static_cast<float>(1 - beta1);
+  u.beta2 = static_cast<float>(beta2);
+  u.gain2 = static_cast<float>(1 - beta2);
+  u.momentum = static_cast<float>(momentum);
+  u.epsilon = static_cast<float>(epsilon);
+  u.decay = static_cast<float>(decay);
+  return u;
+}
+
+// One step of Algorithm 1. False, with nothing updated, when the bound is not finite or an interrupt is due.
+bool Plan::step(Team& team, const TrainArguments& t, int64_t i) {
+  const int all = draws * t.rows, latent_dim = spec.latent_dim;
+  const int64_t now = t.step + i;
+  double weight = t.kl_weight;
+  if (t.kl_warmup > 0) weight *= std::min(1.0, static_cast<double>(now) / static_cast<double>(t.kl_warmup));
+
+  Gather minibatch = {t.data, t.order + i * t.rows,       t.scale, t.binarize,
+                      t.seed, static_cast<uint64_t>(now), x_.p,    x_.ld};
+  kernels.gather(minibatch, team.begin(t.rows), team.end(t.rows));
+  int blocks = ceil_div(all * latent_dim, 4);
+  kernels.normal(t.seed, minibatch.step, stream_latent, eps_.get(), 4L * team.begin(blocks),
+                 std::min(4L * team.end(blocks), static_cast<long>(all) * latent_dim));
+  if (!proceed(team)) return false;
+
+  if (!forward(team, encoder_, x_.p, x_.ld, t.rows)) return false;
+
+  Matrix &heads = encoder_.y.back(), &dheads = encoder_.dy.back();
+  Latent latent = {};
+  latent.mu = heads.p;
+  latent.logvar = heads.p + latent_dim;
+  latent.head_ld = heads.ld;
+  latent.eps = eps_.get();
+  latent.draws = draws;
+  latent.rows = t.rows;
+  latent.latent_dim = latent_dim;
+  latent.z = z_.p;
+  latent.z_ld = z_.ld;
+  latent.kl = kl_.get();
+  latent.dz = dz_.p;
+  latent.dz_ld = dz_.ld;
+  latent.kl_scale = static_cast<float>(weight / t.rows);
+  latent.dmu = dheads.p;
+  latent.dlogvar = dheads.p + latent_dim;
+  latent.dhead_ld = dheads.ld;
+  kernels.latent_forward(latent, team.begin(t.rows), team.end(t.rows));
+  if (!proceed(team)) return false;
+
+  if (!forward(team, decoder_, z_.p, z_.ld, all)) return false;
+
+  Matrix &out = decoder_.y.back(), &dout = decoder_.dy.back();
+  Density g = density(t.rows);
+  g.x = x_.p;
+  g.x_ld = x_.ld;
+  g.out = out.p;
+  g.out_ld = out.ld;
+  g.scale = static_cast<float>(1.0 / all);
+  g.log_px = log_px_.get();
+  g.dout = dout.p;
+  g.dout_ld = dout.ld;
+  kernels.likelihood(g, team.begin(all), team.end(all));
+  if (!proceed(team)) return false;
+
+  // every thread adds the same few numbers in the same order, which costs less than another barrier
+  double log_px = 0, kl = 0;
+  for (int r = 0; r < all; ++r) log_px += log_px_.get()[r];
+  for (int m = 0; m < t.rows; ++m) kl += kl_.get()[m];
+  log_px /= all;
+  kl /= t.rows;
+  if (team.id == 0) t.stats[2 * i] = log_px, t.stats[2 * i + 1] = kl;
+  if (!std::isfinite(log_px - kl)) return false;
+
+  if (!backward(team, decoder_, all)) return false;
+  if (!input_gradient(team, decoder_.layers[0], decoder_.dy[0], all, nullptr, Activation::none, dz_)) return false;
+  kernels.latent_backward(latent, team.begin(t.rows), team.end(t.rows));
+  if (!proceed(team)) return false;
+  if (!backward(team, encoder_, t.rows)) return false;
+
+  Update update = t.optimizer.at(now, t.decay);
+  weight_gradients(team, decoder_, z_.p, z_.ld, all, &update);
+  weight_gradients(team, encoder_, x_.p, x_.ld, t.rows, &update);
+  return true;
+}
+
+void Plan::train_steps(const TrainArguments& t, const std::function<bool()>& interrupted) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  int slots = t.optimizer.slots();
+  for (Chain* chain : {&encoder_, &decoder_})
+    for (Layer& layer : chain->layers)
+      for (int slot = 0; slot < slots; ++slot)
+        if (!layer.s[slot].get()) {
+          layer.s[slot] = Floats(static_cast<size_t>(layer.panels) * kernels.panel * layer.fan_in);
+          layer.bs[slot] = Floats(static_cast<size_t>(layer.panels) * kernels.panel);
+        }
+
+  auto asked = std::chrono::steady_clock::now();
+  interrupted_ = [&] {
+    auto now = std::chrono::steady_clock::now();
+    if (now - asked < std::chrono::milliseconds(50)) return false;
+    asked = now;
+    return interrupted();
+  };
+  pool_.run([&](Team& team) {
+    for (Chain* chain : {&encoder_, &decoder_}) {
+      pack(team, *chain, t.params);
+      pack_state(team, *chain, t.state, slots);
+    }
+    team.barrier();
+    for (int64_t i = 0; i < t.steps && step(team, t, i); ++i)
+      if (team.id == 0) *t.done = i + 1;
+    team.barrier();
+    for (Chain* chain : {&encoder_, &decoder_}) unpack(team, *chain, t.params, t.state, slots);
+  });
+  interrupted_ = nullptr;
+  stop_phase_ = INT64_MAX;
+}
+
+}  // namespace fastvae
