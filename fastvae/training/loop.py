@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -49,7 +50,7 @@ class Run:
     steps_per_epoch: int
     n_steps: int
     callbacks: Sequence[Callback]
-    seconds_per_step: float = CHUNK_SECONDS
+    seconds_per_step: float = math.inf  # not known before the first chunk, which is one step
 
     def check_finite(self) -> None:
         """Raise DivergenceError when a parameter or the optimizer's state is not finite."""

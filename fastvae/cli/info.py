@@ -1,0 +1,60 @@
+"""``fastvae info``."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import click
+
+from fastvae.cli.options import json_option, print_json, print_table
+
+__all__ = ["info"]
+
+
+@click.command()
+@json_option
+def info(as_json: bool) -> None:
+    """Show version, backends and why one is missing, instruction set, threads and folders."""
+    values = _collect()
+    if as_json:
+        print_json(values)
+        return
+    rows: list[tuple[str, Any]] = [(name, value) for name, value in values.items() if name != "backends"]
+    for name, state in values["backends"].items():
+        rows.append((f"backend {name}", state["reason"] or f"available ({', '.join(state['precisions'])})"))
+    print_table(rows)
+
+
+def _collect() -> dict[str, Any]:
+    import numpy as np
+    from platformdirs import user_cache_dir
+
+    from fastvae import __version__, backends
+    from fastvae.data import data_folder
+    from fastvae.settings import isa_level
+
+    states: dict[str, Any] = {}
+    levels = []
+    for name in backends.NAMES:
+        reason = backends.unavailable(name)
+        engine = None if reason else backends.load(name)
+        states[name] = {
+            "available": reason is None,
+            "reason": reason,
+            "precisions": list(engine.PRECISIONS) if engine else [],
+            "isa": isa_level(engine) if engine else None,
+        }
+        levels.append(states[name]["isa"])
+    return {
+        "version": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "default_backend": backends.resolve(),
+        "isa": next((level for level in levels if level), None),
+        "threads": backends.default_threads(),
+        "data_folder": str(data_folder()),
+        "cache_folder": user_cache_dir("fastvae"),
+        "backends": states,
+    }

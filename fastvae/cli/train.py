@@ -1,0 +1,318 @@
+"""``fastvae train``."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from fastvae.cli.options import (
+    data_dir_option,
+    engine_options,
+    json_option,
+    note,
+    print_json,
+    print_table,
+    report_damaged,
+    seed_option,
+    test_fraction_option,
+    widths,
+)
+from fastvae.network import ACTIVATIONS, LIKELIHOODS, MEANS
+from fastvae.optimizer import OPTIMIZERS
+from fastvae.settings import TRAINING_BINARIZE
+
+if TYPE_CHECKING:
+    from fastvae.data import Split
+    from fastvae.training.loop import Run
+    from fastvae.vae import VAE
+
+__all__ = ["train"]
+
+# flag -> parameter of the estimator
+_MODEL = {
+    "latent_dim": "latent_dim",
+    "hidden": "hidden_dims",
+    "decoder_hidden": "decoder_hidden_dims",
+    "activation": "activation",
+    "likelihood": "likelihood",
+    "mean": "mean",
+    "logvar_floor": "logvar_floor",
+    "binarize": "binarize",
+    "optimizer": "optimizer",
+    "learning_rate": "learning_rate",
+    "batch_size": "batch_size",
+    "n_draws": "n_draws",
+    "kl_weight": "kl_weight",
+    "kl_warmup": "kl_warmup",
+    "prior": "prior",
+    "init": "init",
+    "precision": "precision",
+    "seed": "random_state",
+}
+# What a resumed run may change.
+_SESSION = {"epochs": "n_epochs", "backend": "backend", "threads": "n_threads"}
+_DATA = ("data", "test_fraction")
+
+
+def _init(_: click.Context, __: click.Parameter, value: str) -> str | float:
+    try:
+        return value if value == "fan_in" else float(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is neither fan_in nor a standard deviation") from None
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--data", default="digits", help="Named dataset (digits, mnist, freyface) or file.")
+@data_dir_option
+@test_fraction_option
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run  [default: runs/DATA-TIME]")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out; options left out are those of the run.")
+@click.option("--epochs", type=click.IntRange(1, 2**31 - 1), default=10, help="Passes over the data, in all.")
+@click.option("--latent-dim", type=click.IntRange(1, 2**24), default=20, help="J.")
+@click.option("--hidden", multiple=True, default=["500"], callback=widths, help="Encoder widths: 500, 500,300 or none.")
+@click.option("--decoder-hidden", multiple=True, callback=widths, help="Decoder widths  [default: --hidden reversed]")
+@click.option("--activation", type=click.Choice(ACTIVATIONS), default="tanh", help="Of the hidden layers.")
+@click.option("--likelihood", type=click.Choice(LIKELIHOODS), default="bernoulli", help="p(x|z).")
+@click.option("--mean", type=click.Choice(MEANS), default="sigmoid", help="Mean of the gaussian likelihood.")
+@click.option("--logvar-floor", type=float, default=-10.0, help="Lowest log variance of the gaussian likelihood.")
+@click.option("--binarize", type=click.Choice(TRAINING_BINARIZE), default="none", help="Draw pixels 0 or 1.")
+@click.option("--optimizer", type=click.Choice(tuple(OPTIMIZERS)), default="adam", help="Update rule.")
+@click.option("--learning-rate", type=float, help="Step size  [default: 0.001, adagrad 0.02]")
+@click.option("--batch-size", type=click.IntRange(1, 2**24), default=100, help="M.")
+@click.option("--n-draws", type=click.IntRange(1, 2**16), default=1, help="L, draws of z per datapoint and step.")
+@click.option("--kl-weight", type=float, default=1.0, help="Weight of the KL divergence in the objective.")
+@click.option("--kl-warmup", type=click.IntRange(0), default=0, help="Steps over which that weight rises from 0.")
+@click.option("--prior/--no-prior", default=False, help="Weight prior N(0, I).")
+@click.option("--init", default="fan_in", callback=_init, help="Initial weights: fan_in or a standard deviation.")
+@seed_option("Key of all randomness.", default=0)
+@engine_options("auto")
+@click.option("--precision", default="fp32", help="One that the backend has, see info.")
+@click.option("--checkpoint-every", type=click.IntRange(1), help="Steps  [default: epoch ends, at most every 10 s]")
+@click.option("--keep", type=click.IntRange(1), default=3, help="How many checkpoints to keep.")
+@json_option
+@click.pass_context
+def train(context: click.Context, /, **options: Any) -> None:
+    """Train a VAE; write checkpoints, history and pictures into the folder of the run.
+
+    The run goes through the same steps on any number of threads, and after any interruption and --resume.
+    """
+    run = _Run(context, options)
+    run.train()
+    values = run.result()
+    if options["as_json"]:
+        print_json(values)
+    else:
+        print_table(values.items())
+
+
+class _Run:
+    """One session of a run: its model, data and folder."""
+
+    def __init__(self, context: click.Context, options: dict[str, Any]) -> None:
+        from fastvae.checkpoint import list_checkpoints
+        from fastvae.errors import CheckpointError
+
+        self.options = options
+        self.given = {
+            name for name in options if context.get_parameter_source(name) not in (ParameterSource.DEFAULT, None)
+        }
+        if options["resume"] and options["out"] is None:
+            raise click.UsageError("--resume needs --out, the folder of the run", context)
+        self.folder = options["out"] or _fresh_folder(options["data"])
+        self.checkpoints = self.folder / "checkpoints"
+        exists = bool(list_checkpoints(self.checkpoints))
+        if exists and not options["resume"]:
+            raise CheckpointError(f"{self.folder} holds a run already; add --resume or name another --out")
+        self.resumed = exists
+        self.checkpointing: Any = None
+        if exists:
+            self._open()
+        else:
+            if options["resume"]:
+                note(f"{self.folder} holds no checkpoint yet, starting at step 0")
+            self.model = _new_model(context, options)
+            self.source = {name: options[name] for name in _DATA}
+        self.data_dir = None if options["data_dir"] is None else str(options["data_dir"].expanduser().resolve())
+        self.split = self._load()
+
+    def _open(self) -> None:
+        """Take model and configuration from the newest checkpoint; refuse flags that contradict it."""
+        from fastvae import backends
+        from fastvae.errors import CheckpointError
+        from fastvae.model_file import read_model
+        from fastvae.settings import isa_level
+
+        path, checkpoint, self.model = read_model(self.checkpoints, report_damaged)
+        self.source = checkpoint.metadata["run"]
+        if self.options["data_dir"] is None and self.source["data_dir"] is not None:
+            self.options["data_dir"] = Path(self.source["data_dir"])
+        before = {flag: getattr(self.model, parameter) for flag, parameter in _MODEL.items()}
+        before |= {flag: self.source[flag] for flag in _DATA}
+        for flag in sorted(self.given & before.keys()):
+            if self.options[flag] != before[flag]:
+                option = "--" + flag.replace("_", "-")
+                raise CheckpointError(
+                    f"the run in {self.folder} has {option} {before[flag]}, not {self.options[flag]}; "
+                    "leave the option out or start another run"
+                )
+        for flag in self.given & _SESSION.keys():
+            self.model.set_params(**{_SESSION[flag]: self.options[flag]})
+        if "threads" not in self.given:
+            self.model.set_params(n_threads=None)
+        engine, old = backends.load(self.model.backend), checkpoint.metadata["engine"]
+        if (engine.NAME, isa_level(engine)) != (old["backend"], old["isa"]):
+            note(
+                f"resuming on {_engine_name(engine.NAME, isa_level(engine))} what "
+                f"{_engine_name(old['backend'], old['isa'])} began: the result will differ in its last bits"
+            )
+        note(f"resuming {path.name} at step {self.model.n_steps_}")
+
+    def _load(self) -> Split:
+        from fastvae.data import load
+
+        return load(self.source["data"], data_dir=self.options["data_dir"], test_fraction=self.source["test_fraction"])
+
+    def _write_texts(self, run: Run) -> None:
+        """Write configuration and history beside the checkpoints."""
+        from fastvae import settings
+
+        config = {
+            "estimator": settings.to_json(self.model),
+            "seed": self.model.seed_,
+            "run": self._run_metadata(),
+        }
+        _write_text(self.folder / "config.json", json.dumps(config, indent=2) + "\n")
+        _write_history(self.folder / "history.csv", run.state.history)
+
+    def _run_metadata(self) -> dict[str, Any]:
+        return {**{name: self.source[name] for name in _DATA}, "data_dir": self.data_dir}
+
+    def train(self) -> None:
+        """Run all the steps that are left; checkpoints are kept whatever happens."""
+        from fastvae.callbacks import Checkpointing
+        from fastvae.errors import DivergenceError
+        from fastvae.model_file import to_checkpoint
+
+        self.checkpointing = Checkpointing(
+            self.checkpoints,
+            lambda: to_checkpoint(self.model, run=self._run_metadata()),
+            every=self.options["checkpoint_every"],
+            keep=self.options["keep"],
+            on_saved=self._write_texts,
+        )
+        self.model.set_params(callbacks=[self.checkpointing], verbose=1)
+        fit = self.model.resume if self.resumed else self.model.fit
+        try:
+            fit(self.split.train, eval_set=self.split.test)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(self._interrupted()) from None
+        except Exception as error:
+            newest = self.checkpointing.newest
+            if newest is not None and not isinstance(error, DivergenceError):  # which names it itself
+                error.add_note(f"the newest checkpoint is {newest}")
+            raise
+
+    def _interrupted(self) -> str:
+        newest = self.checkpointing.newest
+        if newest is None:
+            return "interrupted before the first step"
+        return (
+            f"interrupted at step {self.model.n_steps_}, saved in {newest}; "
+            f"go on with: fastvae train --out {self.folder} --resume"
+        )
+
+    def result(self) -> dict[str, Any]:
+        """Measure the bounds, draw the pictures and return the run's figures."""
+        from fastvae import __version__, backends, settings
+
+        model, state = self.model, self.model.state_
+        train_bound = model.evaluate(self.split.train).summary()
+        test_bound = None if self.split.test is None else model.evaluate(self.split.test).summary()
+        bound = test_bound or train_bound
+        engine = backends.load(model.backend)
+        values = {
+            "elbo_train": train_bound["elbo"],
+            "elbo_test": None if test_bound is None else test_bound["elbo"],
+            "elbo_standard_error": bound["elbo_standard_error"],
+            "log_px_z": bound["log_px_z"],
+            "kl": bound["kl"],
+            "active_units": bound["active_units"],
+            "evaluation_draws": bound["n_draws"],
+            "estimator": bound["estimator"],
+            "treatment": bound["treatment"],
+            "samples_per_second": state.samples / max(state.seconds, 1e-9),
+            "seconds": state.seconds,
+            "steps": model.n_steps_,
+            "epochs": state.epochs_closed,
+            "data": self.source["data"],
+            "n_train": self.split.train.n_rows,
+            "n_test": 0 if self.split.test is None else self.split.test.n_rows,
+            "backend": engine.NAME,
+            "isa": settings.isa_level(engine),
+            "precision": model.precision,
+            "threads": model.n_threads or backends.default_threads(),
+            "seed": model.seed_,
+            "version": __version__,
+            "checkpoint": str(self.checkpointing.newest),
+            "out": str(self.folder),
+        }
+        _write_text(self.folder / "result.json", json.dumps(values, indent=2) + "\n")
+        self._draw()
+        return values
+
+    def _draw(self) -> None:
+        shape = self.model.image_shape_
+        if shape is None:
+            note("the rows are no images, so no pictures were drawn")
+            return
+        try:
+            from fastvae.cli.generate import as_seen
+            from fastvae.report import grid, reconstruction_grid, write_png
+
+            rows = self.split.test or self.split.train
+            rows = rows.select(slice(min(50, rows.n_rows)))
+            pairs = reconstruction_grid(as_seen(rows), self.model.reconstruct(rows), shape)
+            write_png(self.folder / "reconstructions.png", pairs)
+            write_png(self.folder / "samples.png", grid(self.model.sample(100), shape))
+        except ImportError as error:
+            note(f"no pictures were drawn: {error}")
+
+
+def _new_model(context: click.Context, options: dict[str, Any]) -> VAE:
+    from fastvae import settings
+    from fastvae.vae import VAE
+
+    model = VAE(**{parameter: options[flag] for flag, parameter in (_MODEL | _SESSION).items()})
+    try:
+        settings.check(model)
+    except ValueError as error:
+        raise click.UsageError(str(error), context) from error
+    return model
+
+
+def _fresh_folder(data: str) -> Path:
+    stem = f"{Path(data).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = (stem, *(f"{stem}-{i}" for i in range(2, 100)))
+    return next(folder for name in names if not (folder := Path("runs") / name).exists())
+
+
+def _engine_name(backend: str, isa: str | None) -> str:
+    return backend if isa is None else f"{backend} ({isa})"
+
+
+def _write_text(path: Path, text: str) -> None:
+    from fastvae.files import replace_file
+
+    with replace_file(path) as stream:
+        stream.write(text.encode())
+
+
+def _write_history(path: Path, history: dict[str, list[Any]]) -> None:
+    rows = zip(*history.values(), strict=True)
+    lines = [",".join(history), *(",".join("" if v is None else repr(v) for v in row) for row in rows)]
+    _write_text(path, "\n".join(lines) + "\n")

@@ -1,0 +1,152 @@
+"""The variational bound of every row of a dataset."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from fastvae.data import Dataset
+from fastvae.evaluation.inference import encoded_batches
+from fastvae.kernels import Array, Plan
+from fastvae.rng import Stream, normal
+
+__all__ = ["DEFAULT_DRAWS", "Bound", "evaluate_bound"]
+
+DEFAULT_DRAWS = 4
+
+# Draws of eps that all rows take theirs from. With so many, what rows have in common adds about 1/64 of a single
+# draw's spread to the error of a mean over rows.
+POOL_DRAWS = 4096
+
+# A latent unit is active when its posterior mean varies over the data (Burda et al. 2016, section 5.2).
+ACTIVE_VARIANCE = 0.01
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The bound of N rows, in nats per datapoint, and how it was measured.
+
+    Attributes
+    ----------
+    elbo, log_px, kl : ndarray of shape (N,), float64
+        ``elbo = log_px - kl``, whatever KL weight was trained with; `log_px` is the mean of log p(x|z) over the draws.
+    active_units : int
+        Latent dimensions whose posterior mean has a variance above 0.01 over the rows.
+    n_draws : int
+        L.
+    seed : int
+        Key of the draws.
+    treatment : str
+        What the pixels were made into: ``"as they are"``, or ``"binarised"`` (one threshold per dimension, drawn
+        once and shared by all rows).
+    estimator : str
+    """
+
+    elbo: Array
+    log_px: Array
+    kl: Array
+    active_units: int
+    n_draws: int
+    seed: int
+    treatment: str
+    estimator: str = "SGVB-B"
+
+    def summary(self) -> dict[str, Any]:
+        """Return the means, the standard error over rows, and how they were measured, as JSON-serialisable values."""
+        n_rows = len(self.elbo)
+        return {
+            "elbo": self.elbo.mean().item(),
+            "elbo_standard_error": self.elbo.std(ddof=1).item() / n_rows**0.5 if n_rows > 1 else None,
+            "log_px_z": self.log_px.mean().item(),
+            "kl": self.kl.mean().item(),
+            "active_units": self.active_units,
+            "n_rows": n_rows,
+            "n_draws": self.n_draws,
+            "evaluation_seed": self.seed,
+            "estimator": self.estimator,
+            "treatment": self.treatment,
+        }
+
+
+def evaluate_bound(
+    plan: Plan, params: Array, dataset: Dataset, *, n_draws: int = DEFAULT_DRAWS, seed: int, binarize: str = "none"
+) -> Bound:
+    """Estimate the bound of each row by SGVB-B (equation 7): analytic KL, L draws of z for log p(x|z).
+
+    All rows take their draws from one pool of `POOL_DRAWS`, each L consecutive ones from a place that a hash of its
+    stored values gives. So a row's value depends neither on its place nor on the rows beside it, and the error of the
+    mean still falls with the number of rows, which it would not if all rows took the same L draws: measured on
+    digits with L = 10, those left a standard deviation of 0.3 to 0.5 nats in the mean of 297 rows.
+
+    Parameters
+    ----------
+    plan : Plan
+    params : ndarray of shape (P,)
+    dataset : Dataset
+    n_draws : int
+        L.
+    seed : int
+        Key of the draws.
+    binarize : {"none", "dynamic", "fixed"}
+        As trained with; the last two are evaluated as ``"shared"``.
+
+    Returns
+    -------
+    Bound
+
+    Raises
+    ------
+    ValueError
+        `n_draws` is less than 1.
+    """
+    if n_draws < 1:
+        raise ValueError(f"n_draws must be at least 1, got {n_draws}")
+    network, dtype = plan.network, params.dtype
+    pool = _pool(seed, max(POOL_DRAWS, n_draws), network.latent_dim, dtype)
+    log_px, kl = np.zeros(dataset.n_rows), np.empty(dataset.n_rows)
+    mus = np.empty((dataset.n_rows, network.latent_dim), dtype)
+    treatment = "none" if binarize == "none" else "shared"
+    for rows, x, mu, logvar in encoded_batches(plan, params, dataset, binarize=treatment, seed=seed):
+        m = len(x)
+        mus[rows] = mu
+        z, row_kl, row_log_px = np.empty((1, *mu.shape), dtype), np.empty(m, dtype), np.empty(m, dtype)
+        hidden = tuple(np.empty((m, width), dtype) for width in network.decoder_hidden)
+        out = np.empty((m, network.decoder_dims[-1]), dtype)
+        places = _row_hashes(dataset, rows)
+        for draw in range(n_draws):
+            eps = pool[(places + draw) % len(pool)][np.newaxis]
+            plan.latent_forward(mu=mu, logvar=logvar, eps=eps, z=z, kl=row_kl)
+            plan.decoder_forward(params=params, z=z[0], hidden=hidden, out=out)
+            plan.likelihood(x=x, out=out, scale=1.0, log_px=row_log_px, dout=None)
+            log_px[rows] += row_log_px
+        kl[rows] = row_kl
+    log_px /= n_draws
+    return Bound(
+        elbo=log_px - kl,
+        log_px=log_px,
+        kl=kl,
+        active_units=int((mus.var(axis=0, dtype=np.float64) > ACTIVE_VARIANCE).sum()),
+        n_draws=n_draws,
+        seed=seed,
+        treatment="as they are" if treatment == "none" else "binarised",
+    )
+
+
+@lru_cache(maxsize=1)
+def _pool(seed: int, n_draws: int, latent_dim: int, dtype: np.dtype[Any]) -> Array:
+    """Draw eps, shape (n_draws, J); kept, because a small data set is evaluated faster than this."""
+    shape = (n_draws, latent_dim)
+    pool = normal(seed=seed, step=0, stream=Stream.EVALUATION, shape=shape, dtype=dtype)
+    pool.flags.writeable = False
+    return pool
+
+
+def _row_hashes(dataset: Dataset, rows: slice) -> Array:
+    """Return a hash of each row's values as they are stored: the same on every backend and in every precision."""
+    stored: Any = dataset.rows[rows]
+    dense = stored.toarray() if dataset.is_sparse else stored
+    return np.array([zlib.crc32(row) for row in dense], np.int64)

@@ -1,0 +1,84 @@
+"""The encoder and the decoder over whole datasets, a batch of rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from fastvae.data import Dataset
+from fastvae.kernels import Array, Plan
+from fastvae.network import Network
+
+__all__ = ["batch_rows", "decode", "encode", "encoded_batches"]
+
+
+def batch_rows(network: Network) -> int:
+    """Return how many rows at once keep the decoder's output near 4 MB."""
+    return min(max(2**20 // network.decoder_dims[-1], 16), 1024)
+
+
+def encoded_batches(
+    plan: Plan, params: Array, dataset: Dataset, *, binarize: str = "none", seed: int = 0
+) -> Iterator[tuple[slice, Array, Array, Array]]:
+    """Yield (rows, x, mu, logvar) for batches of up to ``plan.rows`` rows; the arrays are used again for the next."""
+    network = plan.network
+
+    def empty(*widths: int) -> list[Array]:
+        return [np.empty((plan.rows, width), params.dtype) for width in widths]
+
+    x, mu, logvar, *hidden = empty(network.data_dim, network.latent_dim, network.latent_dim, *network.encoder_hidden)
+    for start in range(0, dataset.n_rows, plan.rows):
+        index = np.arange(start, min(start + plan.rows, dataset.n_rows), dtype=np.int64)
+        m = len(index)
+        plan.gather(data=dataset.rows, index=index, scale=dataset.scale, binarize=binarize, seed=seed, step=0, x=x[:m])
+        layers = tuple(h[:m] for h in hidden)
+        plan.encoder_forward(params=params, x=x[:m], hidden=layers, mu=mu[:m], logvar=logvar[:m])
+        yield slice(start, start + m), x[:m], mu[:m], logvar[:m]
+
+
+def encode(plan: Plan, params: Array, dataset: Dataset) -> tuple[Array, Array]:
+    """Return mean and log variance of q(z|x).
+
+    Parameters
+    ----------
+    plan : Plan
+    params : ndarray of shape (P,)
+    dataset : Dataset
+        N rows, seen as they are (never binarised).
+
+    Returns
+    -------
+    mu, logvar : ndarray of shape (N, J)
+    """
+    shape = (dataset.n_rows, plan.network.latent_dim)
+    mu, logvar = np.empty(shape, params.dtype), np.empty(shape, params.dtype)
+    for rows, _, batch_mu, batch_logvar in encoded_batches(plan, params, dataset):
+        mu[rows], logvar[rows] = batch_mu, batch_logvar
+    return mu, logvar
+
+
+def decode(plan: Plan, params: Array, z: Array) -> Array:
+    """Return the mean of p(x|z).
+
+    Parameters
+    ----------
+    plan : Plan
+    params : ndarray of shape (P,)
+    z : ndarray of shape (N, J)
+        C-contiguous, of the parameters' dtype.
+
+    Returns
+    -------
+    ndarray of shape (N, D)
+    """
+    network = plan.network
+    mean = np.empty((len(z), network.data_dim), params.dtype)
+    for start in range(0, len(z), plan.rows):
+        rows = slice(start, min(start + plan.rows, len(z)))
+        m = rows.stop - rows.start
+        hidden = tuple(np.empty((m, width), params.dtype) for width in network.decoder_hidden)
+        out = np.empty((m, network.decoder_dims[-1]), params.dtype)
+        plan.decoder_forward(params=params, z=z[rows], hidden=hidden, out=out)
+        plan.likelihood_mean(out=out, mean=mean[rows])
+    return mean

@@ -1,0 +1,86 @@
+"""Grids of images as PNG files; needs matplotlib (the extra ``plot``)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from fastvae.files import replace_file
+from fastvae.kernels import Array
+
+__all__ = ["grid", "reconstruction_grid", "write_png"]
+
+# Small images are enlarged by a whole factor to about this many pixels on their longer side.
+TARGET_SIDE = 56
+
+
+def grid(rows: Array, image_shape: tuple[int, int], *, columns: int = 10) -> Array:
+    """Lay images side by side on a white ground.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n, height * width)
+    image_shape : tuple of int
+        (height, width).
+    columns : int
+        Images per line.
+
+    Returns
+    -------
+    ndarray of shape (picture height, picture width), float32
+        Grey levels: [0, 1] as they are, other ranges stretched to it.
+    """
+    levels = np.asarray(rows, np.float32)
+    low, high = min(0.0, float(levels.min())), max(1.0, float(levels.max()))
+    height, width = image_shape
+    images = ((levels - low) / (high - low)).reshape(-1, height, width)
+    factor = max(1, round(TARGET_SIDE / max(image_shape)))
+    images = images.repeat(factor, axis=1).repeat(factor, axis=2)
+    gap = 2
+    tall, wide = height * factor + gap, width * factor + gap
+    lines = -(-len(images) // columns)
+    picture = np.ones((lines * tall + gap, min(columns, len(images)) * wide + gap), np.float32)
+    for i, image in enumerate(images):
+        top, left = i // columns * tall + gap, i % columns * wide + gap
+        picture[top : top + tall - gap, left : left + wide - gap] = image
+    return picture
+
+
+def reconstruction_grid(
+    originals: Array, reconstructions: Array, image_shape: tuple[int, int], *, columns: int = 10
+) -> Array:
+    """Lay each line of originals above the line of their reconstructions; see `grid`."""
+    lines = []
+    for start in range(0, len(originals), columns):
+        stop = min(start + columns, len(originals))
+        # A short last line is filled up, so that pairs stay above each other.
+        filler = np.ones((columns - (stop - start) if start else 0, originals.shape[1]), np.float32)
+        lines += [originals[start:stop], filler, reconstructions[start:stop], filler]
+    return grid(np.concatenate(lines), image_shape, columns=min(columns, len(originals)))
+
+
+def write_png(path: str | os.PathLike[str], picture: Array) -> None:
+    """Write a grey picture, entirely or not at all.
+
+    Parameters
+    ----------
+    path : path-like
+        File to write or replace.
+    picture : ndarray of shape (height, width)
+        Grey levels in [0, 1].
+
+    Raises
+    ------
+    ImportError
+        matplotlib is not installed.
+    OSError
+        The file cannot be written.
+    """
+    try:
+        from matplotlib.image import imsave
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install 'fastvae[plot]'") from error
+    with replace_file(Path(path)) as stream:
+        imsave(stream, picture, cmap="gray", vmin=0.0, vmax=1.0, format="png")

@@ -1,0 +1,480 @@
+"""The command line: what goes to stdout and stderr, exit codes, and errors of one line."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastvae import VAE, backends
+from fastvae.checkpoint import list_checkpoints, read
+from fastvae.cli import main
+from fastvae.data import load
+from fastvae.kernels import Engine
+
+COMMAND = [sys.executable, "-c", "from fastvae.cli import main; main()"]
+QUICK = ("--hidden", "16", "--latent-dim", "2", "--epochs", "2")
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> dict[str, Any]:
+        """The one object on stdout."""
+        values = json.loads(self.out)
+        assert self.out.count("\n") == 1
+        assert isinstance(values, dict)
+        return values
+
+
+@pytest.fixture
+def fastvae(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Run the command line in this process."""
+
+    def run(*args: str | Path) -> Result:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as info:
+            main([str(arg) for arg in args])
+        out, err = capsys.readouterr()
+        return Result(int(info.value.code or 0), out, err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on digits."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    subprocess.run([*COMMAND, "train", *QUICK, "--out", str(folder)], check=True, capture_output=True, timeout=120)
+    return folder
+
+
+def test_train_prints_one_object_with_every_figure(
+    fastvae: Callable[..., Result], engine: Engine, tmp_path: Path
+) -> None:
+    result = fastvae("train", *QUICK, "--backend", engine.NAME, "--seed", 7, "--out", tmp_path / "run", "--json")
+
+    values = result.json()
+    assert result.code == 0
+    assert values["elbo_test"] == pytest.approx(values["log_px_z"] - values["kl"])
+    assert -50 < values["elbo_train"] < -30
+    assert values["samples_per_second"] > 0
+    expected = {"steps": 30, "epochs": 2, "backend": engine.NAME, "precision": "fp32", "seed": 7, "data": "digits"}
+    assert values.items() >= expected.items()
+    assert values["threads"] == backends.default_threads()
+    assert Path(values["checkpoint"]).is_file()
+    assert [line.split("  ")[0] for line in result.err.splitlines()] == ["epoch 1/2", "epoch 2/2"]
+
+
+def test_train_ends_in_a_table(fastvae: Callable[..., Result], tmp_path: Path) -> None:
+    result = fastvae("train", *QUICK, "--out", tmp_path / "run")
+
+    names = [line.split()[0] for line in result.out.splitlines()]
+    assert {"elbo_train", "elbo_test", "kl", "samples_per_second", "checkpoint"} <= set(names)
+
+
+def test_a_run_leaves_checkpoint_configuration_history_and_pictures(run_folder: Path) -> None:
+    names = {path.name for path in run_folder.iterdir()}
+    assert names == {
+        "checkpoints",
+        "config.json",
+        "history.csv",
+        "reconstructions.png",
+        "result.json",
+        "samples.png",
+    }
+    lines = (run_folder / "history.csv").read_text().splitlines()
+    assert lines[0].startswith("epoch,step,elbo,log_px,kl,kl_weight,seconds,samples_per_second,elbo_test")
+    assert [line.split(",")[:2] for line in lines[1:]] == [["1", "15"], ["2", "30"]]
+    metadata = read(list_checkpoints(run_folder / "checkpoints")[-1]).metadata
+    assert metadata["run"] == {"data": "digits", "test_fraction": None, "data_dir": None}
+    assert metadata["data"]["fingerprint"]["n_rows"] == 1500
+    assert {"backend", "isa", "precision", "n_threads"} <= metadata["engine"].keys()
+    for picture in ("samples.png", "reconstructions.png"):
+        assert (run_folder / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluate_repeats_the_bound_of_train_bit_for_bit(fastvae: Callable[..., Result], run_folder: Path) -> None:
+    trained = json.loads((run_folder / "result.json").read_text())
+
+    test = fastvae("evaluate", run_folder, "--json").json()
+    train = fastvae("evaluate", trained["checkpoint"], "--split", "train", "--json").json()
+    more = fastvae("evaluate", run_folder, "--n-draws", 50, "--seed", 1, "--json").json()
+
+    assert (test["elbo"], test["log_px_z"], test["kl"]) == (trained["elbo_test"], trained["log_px_z"], trained["kl"])
+    assert train["elbo"] == trained["elbo_train"]
+    assert more["elbo"] == pytest.approx(test["elbo"], abs=0.5)
+    assert more["elbo"] != test["elbo"]
+    assert (more["n_draws"], more["evaluation_seed"]) == (50, 1)
+
+
+def test_evaluate_takes_other_data_of_the_same_width(
+    fastvae: Callable[..., Result], run_folder: Path, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "rows.npy", np.zeros((20, 64)))
+
+    values = fastvae(
+        "evaluate", run_folder, "--data", tmp_path / "rows.npy", "--test-fraction", 0, "--split", "train", "--json"
+    ).json()
+
+    assert values["n_rows"] == 20
+
+
+def test_the_python_api_opens_a_run(run_folder: Path) -> None:
+    model = VAE.load(run_folder)
+
+    assert model.n_steps_ == 30
+    trained = json.loads((run_folder / "result.json").read_text())
+    assert model.score(load("digits").test) == trained["elbo_test"]
+
+
+def test_sample_reconstruct_and_encode_write_files(
+    fastvae: Callable[..., Result], run_folder: Path, tmp_path: Path
+) -> None:
+    model, test = VAE.load(run_folder), load("digits").test
+    assert test is not None
+
+    for command, out, options in (
+        ("sample", "samples.npy", ("-n", 3)),
+        ("sample", "samples.png", ("-n", 7, "--seed", 1)),
+        ("reconstruct", "means.npy", ()),
+        ("reconstruct", "means.png", ("-n", 13)),
+        ("encode", "codes.npy", ("--split", "train")),
+        ("encode", "codes.csv", ()),
+    ):
+        result = fastvae(command, run_folder, "--out", tmp_path / out, *options)
+        assert (result.code, result.out, result.err) == (0, f"{tmp_path / out}\n", "")
+
+    np.testing.assert_array_equal(np.load(tmp_path / "samples.npy"), model.sample(3))
+    np.testing.assert_array_equal(np.load(tmp_path / "means.npy"), model.reconstruct(test))
+    assert np.load(tmp_path / "codes.npy").shape == (1500, 2)
+    codes = np.loadtxt(tmp_path / "codes.csv", delimiter=",", skiprows=1, dtype=np.float32)
+    np.testing.assert_array_equal(codes, model.transform(test))
+    assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
+    assert fastvae("encode", run_folder, "--out", tmp_path / "codes.npy", "--json").json() == {
+        "out": str(tmp_path / "codes.npy"),
+        "n_rows": 297,
+    }
+
+
+def test_info_names_version_backends_and_folders(fastvae: Callable[..., Result]) -> None:
+    values = fastvae("info", "--json").json()
+
+    assert values["backends"].keys() == set(backends.NAMES)
+    assert values["backends"]["reference"]["available"] is True
+    assert {"version", "isa", "threads", "data_folder", "cache_folder", "default_backend"} <= values.keys()
+    text = fastvae("info").out
+    assert "backend reference" in text
+    assert values["version"] in text
+
+
+def test_info_says_why_a_backend_is_missing(fastvae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    keep = backends.unavailable
+    monkeypatch.setattr(backends, "unavailable", lambda name: "no compiler, no cpp" if name == "cpp" else keep(name))
+
+    assert "no compiler, no cpp" in fastvae("info").out
+    assert fastvae("info", "--json").json()["backends"]["cpp"]["available"] is False
+
+
+def test_data_lists_the_named_datasets(fastvae: Callable[..., Result], tmp_path: Path) -> None:
+    assert fastvae("data").out.splitlines()[0].split() == ["digits", "1797", "x", "64", "embedded"]
+    values = fastvae("data", "list", "--data-dir", tmp_path, "--json").json()
+    assert values["mnist"]["state"] == "missing"
+    assert str(tmp_path) in fastvae("data", "list", "--data-dir", tmp_path).out
+
+
+def test_data_fetch_without_a_server_is_one_line(
+    fastvae: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTVAE_DATA_URL", "http://127.0.0.1:9/")
+
+    result = fastvae("data", "fetch", "mnist", "--data-dir", tmp_path)
+
+    assert_error(result, 1, str(tmp_path))
+
+
+def assert_error(result: Result, code: int, text: str) -> None:
+    assert result.code == code, result
+    assert result.out == ""
+    last = result.err.splitlines()[-1]
+    assert last.startswith("fastvae: error: ")
+    assert text in last
+    assert result.err.count("fastvae: error:") == 1
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "text"),
+    [
+        (("paint",), 2, "No such command 'paint'"),
+        (("train", "--wings"), 2, "No such option"),
+        (("train", "--latent-dim", "0"), 2, "--latent-dim"),
+        (("train", "--latent-dim", "two"), 2, "--latent-dim"),
+        (("train", "--hidden", "5,x"), 2, "not a list of widths"),
+        (("train", "--hidden", "0"), 2, "not a list of widths"),
+        (("train", "--activation", "gelu"), 2, "'gelu' is not one of"),
+        (("train", "--backend", "abacus"), 2, "'abacus' is not one of"),
+        (("train", "--learning-rate", "-1"), 2, "learning_rate must lie in"),
+        (("train", "--learning-rate", "nan"), 2, "learning_rate must lie in"),
+        (("train", "--kl-weight", "inf"), 2, "kl_weight must be"),
+        (("train", "--init", "big"), 2, "neither fan_in nor"),
+        (("train", "--binarize", "fixed", "--likelihood", "gaussian"), 2, "needs likelihood='bernoulli'"),
+        (("train", "--test-fraction", "1"), 2, "--test-fraction"),
+        (("train", "--epochs", "0"), 2, "--epochs"),
+        (("train", "--seed", "-1"), 2, "--seed"),
+        (("train", "--resume"), 2, "--resume needs --out"),
+        (("train", "--data", "no-such-file.npy"), 1, "no-such-file.npy"),
+        (("train", "--data", "mnist", "--data-dir", "/nonexistent"), 1, "fastvae data fetch mnist"),
+        (("train", "--test-fraction", "0.5"), 1, "digits has its own test set"),
+        (("train", "--precision", "fp12"), 1, "no precision 'fp12'"),
+        (("train", "--batch-size", "1501"), 1, "set batch_size to 1500 or less"),
+        (("train", "--hidden", "16777216,16777216"), 1, "out of memory"),
+        (("train", "--optimizer", "sgd", "--learning-rate", "1000"), 1, "training diverged at step"),
+        (("evaluate",), 2, "Missing argument 'CHECKPOINT'"),
+        (("evaluate", "nowhere"), 1, "nowhere"),
+        (("evaluate", "."), 1, "holds no checkpoint"),
+        (("sample", "nowhere", "--out", "picture.jpg"), 2, "must end in .png or .npy"),
+        (("sample", "nowhere", "--out", "no/such/folder/x.npy"), 2, "does not exist"),
+        (("data", "fetch", "atlantis"), 1, "atlantis"),
+    ],
+)
+@pytest.mark.parametrize("as_json", [False, True], ids=["", "json"])
+def test_errors_are_one_line(
+    fastvae: Callable[..., Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    args: tuple[str, ...],
+    code: int,
+    text: str,
+    as_json: bool,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = fastvae(*args, *(["--json"] if as_json and args[0] != "paint" else []))
+    assert_error(result, code, text)
+
+
+def test_data_outside_the_likelihood_name_row_and_column(fastvae: Callable[..., Result], tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).random((300, 4))
+    for value, text in ((np.nan, "row 7, column 2"), (1.5, "is outside [0, 1]")):
+        rows[7, 2] = value
+        np.save(tmp_path / "rows.npy", rows)
+        result = fastvae("train", "--data", tmp_path / "rows.npy", "--out", tmp_path / "run", *QUICK)
+        assert_error(result, 1, text)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_with_a_run_is_not_overwritten(fastvae: Callable[..., Result], run_folder: Path) -> None:
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in (run_folder / "checkpoints").iterdir())
+
+    assert_error(fastvae("train", *QUICK, "--out", run_folder), 1, "holds a run already; add --resume")
+
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in (run_folder / "checkpoints").iterdir()) == before
+
+
+def test_resume_goes_on_with_the_runs_own_configuration(fastvae: Callable[..., Result], tmp_path: Path) -> None:
+    ref = fastvae("train", *QUICK[:4], "--epochs", 4, "--kl-warmup", 20, "--out", tmp_path / "ref", "--json").json()
+    fastvae("train", *QUICK, "--kl-warmup", 20, "--out", tmp_path / "run", "--json")
+
+    result = fastvae("train", "--out", tmp_path / "run", "--resume", "--epochs", 4, "--threads", 1, "--json")
+
+    comp = result.json()
+    assert "resuming checkpoint-000000000030.safetensors at step 30" in result.err
+    assert (comp["steps"], comp["threads"]) == (60, 1)
+    assert (comp["elbo_test"], comp["elbo_train"]) == (ref["elbo_test"], ref["elbo_train"])
+    again = fastvae("train", "--out", tmp_path / "run", "--resume", "--json").json()
+    assert (again["elbo_test"], again["steps"]) == (ref["elbo_test"], 60)
+
+
+def test_resume_refuses_options_that_contradict_the_run(fastvae: Callable[..., Result], run_folder: Path) -> None:
+    for option in (("--latent-dim", 3), ("--optimizer", "sgd"), ("--seed", 1), ("--data", "mnist"), ("--hidden", 17)):
+        result = fastvae("train", "--out", run_folder, "--resume", *option)
+        assert_error(result, 1, f"the run in {run_folder} has {option[0]}")
+    assert fastvae("train", *QUICK, "--out", run_folder, "--resume", "--json").json()["steps"] == 30
+
+
+def test_resume_refuses_other_data_under_the_same_name(fastvae: Callable[..., Result], tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).random((300, 4))
+    np.save(tmp_path / "rows.npy", rows)
+    fastvae("train", "--data", tmp_path / "rows.npy", "--out", tmp_path / "run", *QUICK)
+    np.save(tmp_path / "rows.npy", rows[::-1].copy())
+
+    result = fastvae("train", "--out", tmp_path / "run", "--resume", "--epochs", 3)
+
+    assert_error(result, 1, "these are not the data of the run")
+
+
+def test_resume_names_a_damaged_checkpoint_and_takes_the_one_before(
+    fastvae: Callable[..., Result], tmp_path: Path
+) -> None:
+    ref = fastvae("train", *QUICK, "--out", tmp_path / "run", "--checkpoint-every", 10, "--json").json()
+    newest = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
+    newest.write_bytes(newest.read_bytes()[:-100])
+
+    result = fastvae("train", "--out", tmp_path / "run", "--resume", "--json")
+
+    assert f"skipping a damaged checkpoint: cannot read checkpoint {newest}" in result.err
+    assert "resuming checkpoint-000000000020.safetensors at step 20" in result.err
+    assert result.json()["elbo_test"] == ref["elbo_test"]
+
+
+def test_resume_on_another_backend_says_that_bits_differ(fastvae: Callable[..., Result], tmp_path: Path) -> None:
+    if reason := backends.unavailable("cpp"):
+        pytest.skip(reason)
+    fastvae("train", *QUICK, "--backend", "cpp", "--out", tmp_path / "run")
+
+    result = fastvae("train", "--out", tmp_path / "run", "--resume", "--backend", "reference", "--epochs", 3, "--json")
+
+    assert "the result will differ in its last bits" in result.err
+    assert result.json()["backend"] == "reference"
+
+
+def test_divergence_names_the_last_good_checkpoint(fastvae: Callable[..., Result], tmp_path: Path) -> None:
+    args = ("train", *QUICK, "--optimizer", "sgd", "--learning-rate", 1000, "--out", tmp_path / "run")
+
+    result = fastvae(*args)
+
+    (kept,) = list_checkpoints(tmp_path / "run" / "checkpoints")
+    assert_error(result, 1, f"the last good checkpoint is {kept}")
+    assert np.isfinite(read(kept).tensors["params"]).all()
+
+
+def test_an_unwritable_folder_is_found_before_training(fastvae: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    result = fastvae("train", *QUICK, "--out", tmp_path / "file" / "run")
+
+    assert_error(result, 1, "file/run")
+    assert "epoch" not in result.err
+
+
+def test_a_folder_that_fills_up_names_the_newest_checkpoint(
+    fastvae: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fastvae.checkpoint as checkpoint
+
+    keep = checkpoint._write_durably
+
+    def full(path: Path, *rest: Any) -> None:
+        if path.stem[-2:] not in ("00", "10"):
+            raise OSError(28, "No space left on device")
+        keep(path, *rest)
+
+    monkeypatch.setattr(checkpoint, "_write_durably", full)
+
+    result = fastvae("train", *QUICK, "--checkpoint-every", 10, "--out", tmp_path / "run")
+
+    assert_error(result, 1, "No space left on device")
+    assert "the newest checkpoint is" in result.err
+    assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].stem[-2:] == "10"
+
+
+def test_pictures_without_matplotlib_are_a_note(
+    fastvae: Callable[..., Result], tmp_path: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.image", None)
+
+    result = fastvae("train", *QUICK, "--out", tmp_path / "run", "--json")
+
+    assert result.code == 0
+    assert result.json()["steps"] == 30
+    assert "pip install 'fastvae[plot]'" in result.err
+    assert_error(fastvae("sample", run_folder, "--out", tmp_path / "x.png"), 1, "pip install 'fastvae[plot]'")
+
+
+def test_rows_that_are_no_images_have_no_pictures(fastvae: Callable[..., Result], tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).random((300, 4)))
+
+    result = fastvae("train", "--data", tmp_path / "rows.npy", "--out", tmp_path / "run", *QUICK)
+
+    assert "no pictures were drawn" in result.err
+    assert_error(fastvae("sample", tmp_path / "run", "--out", tmp_path / "x.png"), 1, "are no images")
+    assert fastvae("sample", tmp_path / "run", "--out", tmp_path / "x.npy").code == 0
+
+
+def test_a_run_without_a_test_set(fastvae: Callable[..., Result], tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).random((300, 4)))
+    args = ("train", "--data", tmp_path / "rows.npy", "--test-fraction", 0, "--out", tmp_path / "run", *QUICK)
+
+    values = fastvae(*args, "--json").json()
+
+    assert values["elbo_test"] is None
+    assert values["elbo_train"] == pytest.approx(values["log_px_z"] - values["kl"])
+    assert_error(fastvae("evaluate", tmp_path / "run"), 1, "without a test set")
+
+
+def test_help_names_every_command_and_flag(fastvae: Callable[..., Result]) -> None:
+    text = fastvae("--help").out
+    for command in ("train", "evaluate", "sample", "reconstruct", "encode", "data", "info"):
+        assert command in text
+        assert fastvae(command, "--help").code == 0
+    flags = "data data-dir backend precision threads latent-dim hidden activation likelihood optimizer learning-rate"
+    text = fastvae("train", "--help").out
+    for flag in (*flags.split(), "batch-size", "epochs", "n-draws", "seed", "out", "resume", "json"):
+        assert f"--{flag}" in text
+    assert fastvae().code == 2
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from fastvae.cli import main\n"
+        "try: main(['--help'])\n"
+        "finally: print(sorted({'sklearn', 'scipy', 'matplotlib', 'tqdm'} & set(sys.modules)), file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stderr == "[]\n"
+
+
+def test_a_closed_stdout_ends_quietly() -> None:
+    process = subprocess.Popen([*COMMAND, "data"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+
+    err = process.stderr.read()
+    process.stderr.close()
+
+    assert process.wait(timeout=60) == 1
+    assert err == b""
+
+
+def test_an_unforeseen_error_is_one_line_too(
+    fastvae: Callable[..., Result], run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the moon\nis full")
+
+    monkeypatch.setattr(VAE, "evaluate", fail)
+
+    assert_error(fastvae("evaluate", run_folder), 1, "internal error, RuntimeError: the moon is full")
+    monkeypatch.setenv("FASTVAE_DEBUG", "1")
+    with pytest.raises(RuntimeError):
+        main(["evaluate", str(run_folder)])
+
+
+def test_the_installed_command_answers(run_folder: Path) -> None:
+    script = Path(sys.executable).with_name("fastvae")
+    if not script.exists():
+        pytest.skip("fastvae is not installed as a command here")
+    result = subprocess.run(
+        [script, "evaluate", str(run_folder), "--json"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env={**os.environ, "COLUMNS": "80"},
+    )
+    assert math.isfinite(json.loads(result.stdout)["elbo"])
+    assert result.stderr == ""

@@ -1,0 +1,409 @@
+"""The loop: chunks, epochs, callbacks, interruption and divergence, on every engine."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastvae.callbacks import Callback, Checkpointing, EpochMetrics
+from fastvae.checkpoint import Checkpoint, list_checkpoints, read
+from fastvae.data import Dataset, as_dataset
+from fastvae.errors import DivergenceError
+from fastvae.kernels import Array, Plan
+from fastvae.network import Network, initialise
+from fastvae.optimizer import Optimizer
+from fastvae.rng import epoch_order
+from fastvae.training import loop
+from fastvae.training.algorithm import AEVB
+from fastvae.training.state import State, append_row, fingerprint
+
+NETWORK = Network(data_dim=9, latent_dim=2, encoder_hidden=(7,), decoder_hidden=(5,))
+N_ROWS, BATCH, EPOCHS = 33, 8, 3  # four steps an epoch, one row left out
+SEED = 11
+
+
+def make_data(n_rows: int = N_ROWS) -> Dataset:
+    levels = np.random.default_rng(0).integers(0, 256, (n_rows, NETWORK.data_dim), dtype=np.uint8)
+    return as_dataset(levels)
+
+
+def make_algorithm(plan: Plan, *, dataset: Dataset | None = None, **changes: Any) -> AEVB:
+    settings: dict[str, Any] = {
+        "optimizer": Optimizer("adam", learning_rate=0.01),
+        "binarize": "none",
+        "seed": SEED,
+        "kl_weight": 1.0,
+        "kl_warmup": 5,
+        "decay": 0.0,
+    }
+    return AEVB(plan, dataset=dataset or make_data(), **settings | changes)
+
+
+def make_state(algorithm: AEVB) -> State:
+    params = initialise(NETWORK, seed=SEED)
+    return State(params, np.zeros((algorithm.optimizer.n_slots, params.size), np.float32))
+
+
+def run(algorithm: Any, state: State, **changes: Any) -> State:
+    loop.run_epochs(algorithm, state, **{"n_rows": N_ROWS, "batch_size": BATCH, "n_epochs": EPOCHS} | changes)
+    return state
+
+
+def without_times(history: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    return {name: column for name, column in history.items() if name not in ("seconds", "samples_per_second")}
+
+
+def assert_same(comp: State, ref: State) -> None:
+    np.testing.assert_array_equal(comp.params, ref.params)
+    np.testing.assert_array_equal(comp.slots, ref.slots)
+    assert (comp.step, comp.samples) == (ref.step, ref.samples)
+    assert without_times(comp.history) == without_times(ref.history)
+
+
+class Recorder:
+    """An algorithm that only writes down its minibatches; the bound of step t is (t, 2 t)."""
+
+    seed = SEED
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[int, Array]] = []
+        self.lengths: list[int] = []
+
+    def advance(self, state: State, *, order: Array, stats: Array, done: Array) -> None:
+        self.lengths.append(len(order))
+        self.batches += [(state.step + i, index.copy()) for i, index in enumerate(order)]
+        stats[:, 0] = state.step + np.arange(len(order))
+        stats[:, 1] = 2 * stats[:, 0]
+        done[0] = len(order)
+
+    def kl_weight_at(self, step: int) -> float:
+        return float(step)
+
+
+class Stop(Callback):
+    """Ctrl-C between two chunks, at a chosen step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def next_stop(self, step: int) -> int | None:
+        return self.step if self.step > step else None
+
+    def on_steps(self, run: loop.Run) -> None:
+        if run.state.step == self.step:
+            raise KeyboardInterrupt
+
+
+def bare_state() -> State:
+    return State(np.zeros(1, np.float32), np.zeros((1, 1), np.float32))
+
+
+def test_minibatches_are_the_epochs_permutations_without_their_remainder() -> None:
+    recorder = Recorder()
+
+    run(recorder, bare_state())
+
+    assert [step for step, _ in recorder.batches] == list(range(12))
+    left_out = set()
+    for epoch in range(EPOCHS):
+        order = epoch_order(N_ROWS, seed=SEED, epoch=epoch)
+        ref = order[:32].reshape(4, BATCH)
+        np.testing.assert_array_equal([index for _, index in recorder.batches[4 * epoch : 4 * epoch + 4]], ref)
+        left_out.add(int(order[32]))
+    assert len(left_out) > 1
+
+
+def test_history_holds_the_means_over_each_epoch() -> None:
+    state = run(Recorder(), bare_state())
+
+    assert state.history["epoch"] == [1, 2, 3]
+    assert state.history["step"] == [4, 8, 12]
+    assert state.history["log_px"] == [1.5, 5.5, 9.5]
+    assert state.history["kl"] == [3.0, 11.0, 19.0]
+    assert state.history["elbo"] == [-1.5, -5.5, -9.5]
+    assert state.history["kl_weight"] == [3.0, 7.0, 11.0]
+    assert state.samples == 12 * BATCH
+    assert all(rate > 0 for rate in state.history["samples_per_second"])
+
+
+def test_chunks_end_where_a_callback_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "CHUNK_SECONDS", 1e9)
+    recorder = Recorder()
+
+    with pytest.raises(KeyboardInterrupt):
+        run(recorder, bare_state(), callbacks=[Stop(3), Stop(6)])
+
+    # The first chunk is a single step, to learn how long one takes.
+    assert recorder.lengths == [1, 2]
+
+
+@pytest.mark.parametrize("chunk_seconds", [0.0, 1e9])
+def test_chunk_length_does_not_change_the_result(
+    make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch, chunk_seconds: float
+) -> None:
+    algorithm = make_algorithm(make_plan(NETWORK, rows=BATCH))
+    ref = run(algorithm, make_state(algorithm))
+    monkeypatch.setattr(loop, "CHUNK_SECONDS", chunk_seconds)
+
+    comp = run(algorithm, make_state(algorithm))
+
+    assert_same(comp, ref)
+
+
+@pytest.mark.parametrize("stop", range(1, 13))
+def test_stopping_at_any_step_and_going_on_changes_nothing(make_plan: Callable[..., Plan], stop: int) -> None:
+    algorithm = make_algorithm(make_plan(NETWORK, rows=BATCH))
+    ref = run(algorithm, make_state(algorithm))
+
+    comp = make_state(algorithm)
+    with pytest.raises(KeyboardInterrupt):
+        run(algorithm, comp, callbacks=[Stop(stop)])
+    assert comp.step == stop
+    run(algorithm, comp)
+
+    assert_same(comp, ref)
+
+
+def test_ctrl_c_inside_the_engine_waits_for_the_steps_accounting(make_plan: Callable[..., Plan]) -> None:
+    algorithm = make_algorithm(make_plan(NETWORK, rows=BATCH))
+    ref = run(algorithm, make_state(algorithm))
+    seen = []
+
+    class Interrupted(AEVB):
+        def advance(self, state: State, **arguments: Any) -> None:
+            if state.step >= 5 and not seen:
+                os.kill(os.getpid(), signal.SIGINT)
+                seen.append(state.step)
+            super().advance(state, **arguments)
+
+    comp = make_state(algorithm)
+    interrupted = Interrupted(**vars(algorithm))
+    with pytest.raises(KeyboardInterrupt):
+        run(interrupted, comp)
+    assert comp.step > seen[0]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    run(interrupted, comp)
+
+    assert_same(comp, ref)
+
+
+def test_steps_done_before_an_engine_raises_are_counted(make_plan: Callable[..., Plan]) -> None:
+    algorithm = make_algorithm(make_plan(NETWORK, rows=BATCH))
+    ref = run(algorithm, make_state(algorithm))
+    raised = []
+
+    class Raising(AEVB):
+        def advance(self, state: State, *, order: Array, stats: Array, done: Array) -> None:
+            n = len(order) if raised else 1
+            super().advance(state, order=order[:n], stats=stats[:n], done=done)
+            if not raised:
+                raised.append(True)
+                raise KeyboardInterrupt
+
+    comp = make_state(algorithm)
+    raising = Raising(**vars(algorithm))
+    with pytest.raises(KeyboardInterrupt):
+        run(raising, comp)
+    assert comp.step == 1
+    run(raising, comp)
+
+    assert_same(comp, ref)
+
+
+def test_an_epoch_cut_before_its_row_is_closed_on_resume(make_plan: Callable[..., Plan]) -> None:
+    algorithm = make_algorithm(make_plan(NETWORK, rows=BATCH))
+    ref = run(algorithm, make_state(algorithm))
+
+    def interrupt() -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    comp = make_state(algorithm)
+    with pytest.raises(KeyboardInterrupt):
+        run(algorithm, comp, callbacks=[EpochMetrics(interrupt)])
+    assert comp.step == 4
+    assert comp.history == {}
+    run(algorithm, comp)
+
+    assert_same(comp, ref)
+
+
+def test_callbacks_are_called_in_order_and_told_the_error() -> None:
+    calls: list[Any] = []
+
+    class Log(Callback):
+        def on_begin(self, run: loop.Run) -> None:
+            calls.append(("begin", run.n_steps, run.steps_per_epoch))
+
+        def on_epoch_metrics(self, run: loop.Run, row: dict[str, Any]) -> None:
+            row["extra"] = row["epoch"] * 10
+
+        def on_epoch_end(self, run: loop.Run, row: dict[str, Any]) -> None:
+            calls.append(("epoch", row["epoch"], run.state.history["extra"][-1]))
+
+        def on_end(self, run: loop.Run, error: BaseException | None) -> None:
+            calls.append(("end", type(error).__name__))
+
+    run(Recorder(), bare_state(), callbacks=[Log()], n_epochs=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(Recorder(), bare_state(), callbacks=[Log(), Stop(1)], n_epochs=2)
+
+    assert calls == [
+        ("begin", 8, 4),
+        ("epoch", 1, 10),
+        ("epoch", 2, 20),
+        ("end", "NoneType"),
+        ("begin", 8, 4),
+        ("end", "KeyboardInterrupt"),
+    ]
+
+
+def test_a_pass_takes_all_rows_in_their_order() -> None:
+    recorder, state = Recorder(), bare_state()
+
+    loop.run_pass(recorder, state, n_rows=19, batch_size=8)
+
+    assert [index.tolist() for _, index in recorder.batches] == [
+        list(range(8)),
+        list(range(8, 16)),
+        [16, 17, 18],
+    ]
+    assert (state.step, state.samples, state.history["epoch"]) == (3, 19, [1])
+
+
+def test_divergence_by_a_learning_rate_names_step_tensor_and_mend(make_plan: Callable[..., Plan]) -> None:
+    plan = make_plan(NETWORK, rows=BATCH)
+    algorithm = make_algorithm(plan, optimizer=Optimizer("sgd", learning_rate=1000.0))
+    state = make_state(algorithm)
+
+    with pytest.raises(
+        DivergenceError, match=r"diverged at step \d+: .+ is not finite; lower the learning rate"
+    ) as info:
+        run(algorithm, state)
+
+    assert f"step {state.step}:" in str(info.value)
+    assert "\n" not in str(info.value)
+    assert "no checkpoint was kept" in str(info.value)
+
+
+def logits_overflow(params: Array) -> None:
+    NETWORK.layout.views(params)["decoder.logits.b"][:] = 3e38
+
+
+def logvar_overflow(params: Array) -> None:
+    NETWORK.layout.views(params)["encoder.logvar.b"][:] = 500.0
+
+
+def nan_weight(params: Array) -> None:
+    NETWORK.layout.views(params)["decoder.0.W"][1, 2] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("poison", "tensor"),
+    [(nan_weight, "parameter decoder.0.W"), (logvar_overflow, "z"), (logits_overflow, "log_px")],
+)
+def test_divergence_names_the_first_tensor_that_is_not_finite(
+    make_plan: Callable[..., Plan], poison: Callable[[Array], None], tensor: str
+) -> None:
+    algorithm = make_algorithm(make_plan(NETWORK, rows=BATCH))
+    state = make_state(algorithm)
+    run(algorithm, state, n_epochs=1)
+    poison(state.params)
+    before = state.params.copy(), state.slots.copy()
+
+    with pytest.raises(DivergenceError, match=f"step 4: {tensor} is not finite"):
+        run(algorithm, state)
+
+    np.testing.assert_array_equal(state.params, before[0])
+    np.testing.assert_array_equal(state.slots, before[1])
+    assert state.step == 4
+
+
+def capture(state: State) -> Callable[[], Checkpoint]:
+    return lambda: Checkpoint(state.to_tensors(), {"state": state.to_metadata()})
+
+
+def saved_steps(folder: Path) -> list[int]:
+    return [int(path.stem.removeprefix("checkpoint-")) for path in list_checkpoints(folder)]
+
+
+def test_checkpoints_at_begin_every_k_steps_and_end(make_plan: Callable[..., Plan], tmp_path: Path) -> None:
+    algorithm = make_algorithm(make_plan(NETWORK, rows=BATCH))
+    state = make_state(algorithm)
+
+    run(algorithm, state, callbacks=[Checkpointing(tmp_path, capture(state), every=5, keep=99)])
+
+    assert saved_steps(tmp_path) == [0, 5, 10, 12]
+    last = read(list_checkpoints(tmp_path)[-1])
+    comp = State.from_checkpoint(last, size=state.params.size, n_slots=2, dtype=np.float32)
+    assert_same(comp, state)
+
+
+@pytest.mark.parametrize("every", [4, 8])
+def test_a_checkpoint_at_the_end_of_an_epoch_has_its_row(
+    make_plan: Callable[..., Plan], tmp_path: Path, every: int
+) -> None:
+    algorithm = make_algorithm(make_plan(NETWORK, rows=BATCH))
+    state = make_state(algorithm)
+
+    run(algorithm, state, callbacks=[Checkpointing(tmp_path, capture(state), every=every, keep=99)])
+
+    paths = list_checkpoints(tmp_path)
+    assert saved_steps(tmp_path) == sorted({*range(0, 13, every), 12})
+    assert [len(read(path).metadata["state"]["history"].get("epoch", [])) for path in paths] == [
+        step // 4 for step in saved_steps(tmp_path)
+    ]
+
+
+def test_a_diverged_state_never_replaces_a_checkpoint(make_plan: Callable[..., Plan], tmp_path: Path) -> None:
+    algorithm = make_algorithm(make_plan(NETWORK, rows=BATCH))
+    state = make_state(algorithm)
+
+    class Poison(Callback):
+        def next_stop(self, step: int) -> int | None:
+            return 6 if step < 6 else None
+
+        def on_steps(self, run: loop.Run) -> None:
+            if run.state.step == 6:
+                nan_weight(run.state.params)
+
+    checkpointing = Checkpointing(tmp_path, capture(state), every=2, keep=99)
+    with pytest.raises(DivergenceError, match=r"parameter decoder\.0\.W is not finite.*checkpoint-000000000004"):
+        run(algorithm, state, callbacks=[Poison(), checkpointing])
+
+    assert saved_steps(tmp_path) == [0, 2, 4]
+    assert all(np.isfinite(read(path).tensors["params"]).all() for path in list_checkpoints(tmp_path))
+
+
+def test_append_row_fills_columns_that_come_late() -> None:
+    table: dict[str, list[Any]] = {}
+
+    append_row(table, {"a": 1})
+    append_row(table, {"a": 2, "b": 3})
+    append_row(table, {"b": 4})
+
+    assert table == {"a": [1, 2, None], "b": [None, 3, 4]}
+
+
+def test_fingerprint_tells_data_apart() -> None:
+    import scipy.sparse
+
+    base = make_data(400).rows
+    other = base.copy()
+    other[0, 0] ^= 1
+    variants = {
+        "same": as_dataset(base.copy()),
+        "value": as_dataset(other),
+        "rows": as_dataset(base[:399]),
+        "dtype": as_dataset(base.astype(np.float32) / 255),
+        "scale": as_dataset(base, scale=1 / 256),
+        "sparse": as_dataset(scipy.sparse.csr_array(base)),
+    }
+    ref = fingerprint(as_dataset(base))
+
+    assert {name for name, data in variants.items() if fingerprint(data) != ref} == variants.keys() - {"same"}

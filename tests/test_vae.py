@@ -1,0 +1,459 @@
+"""The estimator: its parameters, its methods, and scikit-learn's conventions."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+from fastvae import VAE, Optimizer
+from fastvae.callbacks import Callback
+from fastvae.checkpoint import Checkpoint, read, write
+from fastvae.data import load
+from fastvae.errors import BackendError, CheckpointError, DataError, DivergenceError
+from fastvae.kernels import Array, Engine
+from fastvae.network import Network
+
+D = 12
+SMALL: dict[str, Any] = {"latent_dim": 2, "hidden_dims": (9,), "batch_size": 10, "n_epochs": 3, "random_state": 5}
+
+
+def make_rows(n_rows: int = 60) -> Array:
+    """Grey levels that two latent dimensions explain in part."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(n_rows, 2))
+    return np.round(255 / (1 + np.exp(-3 * z @ rng.normal(size=(2, D))))).astype(np.uint8)
+
+
+def make_vae(engine: Engine | None = None, **changes: Any) -> VAE:
+    backend = {} if engine is None else {"backend": engine.NAME}
+    return VAE(**SMALL | backend | changes)
+
+
+def test_fit_raises_the_bound_of_digits(engine: Engine) -> None:
+    split = load("digits")
+    model = VAE(10, hidden_dims=(64,), backend=engine.NAME, n_epochs=15, learning_rate=3e-3, random_state=0)
+
+    model.fit(split.train, eval_set=split.test)
+
+    history = model.history_
+    assert history["epoch"] == list(range(1, 16))
+    assert history["elbo_test"][-1] > history["elbo_test"][0] + 8
+    assert history["elbo"][-1] > -32
+    assert model.score(split.test) == pytest.approx(history["elbo_test"][-1])
+    assert {len(column) for column in history.values()} == {15}
+
+
+def test_methods_have_shapes_and_dtypes(engine: Engine) -> None:
+    rows = make_rows()
+    model = make_vae(engine).fit(rows)
+
+    assert model.transform(rows).shape == (60, 2)
+    assert model.inverse_transform(np.zeros((3, 2))).shape == (3, D)
+    assert model.sample(7).shape == (7, D)
+    assert model.reconstruct(rows).shape == (60, D)
+    assert model.score_samples(rows).shape == (60,)
+    assert model.score(rows) == model.score_samples(rows).mean()
+    assert model.n_features_in_ == D
+    assert model.n_steps_ == 18
+    assert model.network_ == Network(D, 2, (9,), (9,))
+    assert model.parameters_["encoder.0.W"].shape == (D, 9)
+    assert np.shares_memory(model.parameters_["decoder.0.W"], model.params_)
+    for values in (model.transform(rows), model.sample(2), model.params_):
+        assert values.dtype == np.float32
+
+
+def test_the_encoders_layers_are_mirrored_unless_told() -> None:
+    rows = make_rows()
+
+    mirrored = make_vae(hidden_dims=(8, 5), n_epochs=1).fit(rows).network_
+    told = make_vae(hidden_dims=[8, 5], decoder_hidden_dims=(), n_epochs=1).fit(rows).network_
+
+    assert (mirrored.encoder_hidden, mirrored.decoder_hidden) == ((8, 5), (5, 8))
+    assert (told.encoder_hidden, told.decoder_hidden) == ((8, 5), ())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "adagrad", "prior": True, "n_draws": 3, "kl_weight": 0.5, "kl_warmup": 7},
+        {"optimizer": Optimizer("adagrad", 0.05, hold_steps=4)},
+        {"optimizer": "sgd", "learning_rate": 1e-3, "init": 0.1, "activation": "softplus"},
+        {"binarize": "dynamic", "activation": "relu"},
+        {"binarize": "fixed", "hidden_dims": ()},
+        {"likelihood": "gaussian", "mean": "identity", "logvar_floor": -3.0},
+        {"likelihood": "gaussian", "latent_dim": np.int64(1), "batch_size": np.int32(60)},
+    ],
+)
+def test_every_configuration_is_repeatable(engine: Engine, changes: dict[str, Any]) -> None:
+    rows = make_rows()
+
+    first, again = (make_vae(engine, **changes).fit(rows) for _ in range(2))
+    other = make_vae(engine, **changes | {"random_state": 6}).fit(rows)
+
+    np.testing.assert_array_equal(first.params_, again.params_)
+    assert (first.params_ != other.params_).any()
+    assert np.isfinite(first.score(rows))
+
+
+def test_double_precision_of_the_reference_agrees_with_single(tmp_path: Path) -> None:
+    rows = make_rows()
+    single = make_vae(backend="reference").fit(rows)
+
+    double = make_vae(backend="reference", precision="fp64").fit(rows)
+
+    assert double.params_.dtype == double.transform(rows).dtype == np.float64
+    np.testing.assert_allclose(single.params_, double.params_, atol=1e-5)
+    assert single.score(rows) == pytest.approx(double.score(rows), rel=1e-5)
+    double.save(tmp_path / "m.safetensors")
+    np.testing.assert_array_equal(VAE.load(tmp_path / "m.safetensors").params_, double.params_)
+
+
+def test_fit_works_outside_the_main_thread(engine: Engine) -> None:
+    rows = make_rows()
+    ref = make_vae(engine).fit(rows)
+
+    with ThreadPoolExecutor(2) as pool:
+        models = list(pool.map(lambda _: make_vae(engine).fit(rows), range(2)))
+
+    for model in models:
+        np.testing.assert_array_equal(model.params_, ref.params_)
+
+
+def test_a_fresh_seed_is_kept_so_that_the_run_can_be_repeated() -> None:
+    rows = make_rows()
+    first, second = (make_vae(random_state=None).fit(rows) for _ in range(2))
+
+    again = make_vae(random_state=first.seed_).fit(rows)
+
+    assert first.seed_ != second.seed_
+    np.testing.assert_array_equal(again.params_, first.params_)
+    assert make_vae(random_state=np.random.RandomState(3)).fit(rows).seed_ == (
+        make_vae(random_state=np.random.RandomState(3)).fit(rows).seed_
+    )
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda rows: rows,
+        lambda rows: (rows / 255).astype(np.float32),
+        lambda rows: rows / 255,
+        lambda rows: scipy.sparse.csr_array(rows),
+        lambda rows: scipy.sparse.csr_matrix((rows / 255).astype(np.float32)),
+    ],
+    ids=["uint8", "float32", "float64", "csr-uint8", "csr-float32"],
+)
+def test_data_are_trained_on_as_they_are_stored(engine: Engine, convert: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = convert(make_rows() // 64 * 64)
+    seen = []
+    keep = VAE._algorithm
+    monkeypatch.setattr(VAE, "_algorithm", lambda self, dataset: (seen.append(dataset.rows), keep(self, dataset))[1])
+    ref = make_vae(engine).fit(make_rows() // 64 * 64)
+
+    model = make_vae(engine).fit(rows)
+
+    assert seen[-1] is rows
+    np.testing.assert_allclose(model.params_, ref.params_, atol=1e-4)
+    np.testing.assert_allclose(model.transform(rows), ref.transform(make_rows() // 64 * 64), atol=1e-3)
+
+
+def test_integer_data_keep_the_factor_of_the_training_data() -> None:
+    rows = make_rows()
+    model = make_vae().fit(rows)
+    dark = rows * 0 + 1
+
+    assert model.scale_ == 1 / 255
+    ref = model.transform(dark.astype(np.float32) / np.float32(255))
+    np.testing.assert_allclose(model.transform(dark), ref, rtol=1e-5)
+    assert make_vae(scale=0.001).fit(rows).scale_ == 0.001
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"latent_dim": 0}, "latent_dim must be an integer from 1"),
+        ({"latent_dim": 2.0}, "latent_dim must be an integer"),
+        ({"hidden_dims": 500}, r"hidden_dims must be a sequence of integers such as \(500,\)"),
+        ({"hidden_dims": (5, -1)}, r"hidden_dims\[1\] must be an integer"),
+        ({"decoder_hidden_dims": "500"}, "decoder_hidden_dims must be a sequence"),
+        ({"activation": "gelu"}, "activation must be one of tanh"),
+        ({"likelihood": "poisson"}, "likelihood must be one of"),
+        ({"mean": "exp"}, "mean must be one of"),
+        ({"logvar_floor": np.nan}, "logvar_floor must lie"),
+        ({"binarize": "shared"}, "binarize must be one of none, dynamic, fixed"),
+        ({"binarize": "fixed", "likelihood": "gaussian"}, "needs likelihood='bernoulli'"),
+        ({"optimizer": "lbfgs"}, "optimizer must be one of"),
+        ({"optimizer": Optimizer(), "learning_rate": 0.1}, "learning_rate must be None"),
+        ({"learning_rate": -1}, "learning_rate must lie"),
+        ({"learning_rate": "fast"}, "learning_rate must be a number"),
+        ({"batch_size": 0}, "batch_size must be an integer"),
+        ({"batch_size": True}, "batch_size must be an integer"),
+        ({"batch_size": 61}, "n_samples=60 is less than batch_size=61; set batch_size to 60 or less"),
+        ({"n_epochs": 0}, "n_epochs must be an integer"),
+        ({"n_draws": -3}, "n_draws must be an integer"),
+        ({"kl_weight": -0.1}, "kl_weight must be a finite number"),
+        ({"kl_weight": np.inf}, "kl_weight must be a finite number"),
+        ({"kl_warmup": 1.5}, "kl_warmup must be an integer"),
+        ({"prior": "yes"}, "prior must be True or False"),
+        ({"init": 0.0}, "init must be 'fan_in' or a positive"),
+        ({"scale": -1.0}, "scale must be a finite number"),
+        ({"n_threads": 0}, "n_threads must be an integer"),
+        ({"random_state": -1}, "random_state must be an integer in"),
+        ({"random_state": 0.5}, "random_state must be an integer in"),
+    ],
+)
+def test_bad_parameters_are_refused_in_fit(changes: dict[str, Any], match: str) -> None:
+    model = make_vae(**changes)
+    with pytest.raises(ValueError, match=match) as info:
+        model.fit(make_rows())
+    assert "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize("changes", [{"backend": "abacus"}, {"precision": "fp12"}])
+def test_backends_and_precisions_that_are_not_there_are_named(changes: dict[str, Any]) -> None:
+    with pytest.raises(BackendError, match=r"abacus|fp12"):
+        make_vae(**changes).fit(make_rows())
+
+
+def test_a_model_beyond_the_memory_is_refused_before_it_takes_any() -> None:
+    with pytest.raises(MemoryError, match="choose smaller hidden_dims"):
+        make_vae(hidden_dims=(2**24, 2**24)).fit(make_rows())
+
+
+def test_bad_data_are_refused_and_lose_nothing() -> None:
+    rows = make_rows()
+    model = make_vae().fit(rows)
+    before = model.params_.copy()
+    bad = rows / 255
+    bad[3, 4] = np.nan
+
+    with pytest.raises(DataError, match="row 3, column 4"):
+        model.fit(bad)
+    with pytest.raises(DataError, match="outside"):
+        model.partial_fit(rows / 100)
+    with pytest.raises(DataError, match="2-D"):
+        model.score(rows[0])
+    with pytest.raises(ValueError, match="X has 5 features, but VAE is expecting 12"):
+        model.transform(rows[:, :5].copy())
+    with pytest.raises(ValueError, match=r"Z must have shape \(n, 2\)"):
+        model.inverse_transform(np.zeros((4, 3)))
+    with pytest.raises(ValueError, match="not finite"):
+        model.inverse_transform(np.full((4, 2), np.inf))
+    with pytest.raises(ValueError, match="n_samples must be an integer"):
+        model.sample(0)
+
+    np.testing.assert_array_equal(model.params_, before)
+
+
+def test_divergence_is_an_error_of_fit(engine: Engine) -> None:
+    with pytest.raises(DivergenceError, match="lower the learning rate"):
+        make_vae(engine, optimizer="sgd", learning_rate=1000.0, n_epochs=50).fit(make_rows())
+
+
+def test_methods_of_an_unfitted_model_say_so(tmp_path: Path) -> None:
+    model, rows = make_vae(), make_rows()
+    for use in (model.transform, model.score, model.score_samples, model.reconstruct, model.resume):
+        with pytest.raises(NotFittedError):
+            use(rows)
+    with pytest.raises(NotFittedError):
+        model.sample()
+    with pytest.raises(NotFittedError):
+        model.save(tmp_path / "x.safetensors")
+
+
+def test_scikit_learn_finds_what_it_expects() -> None:
+    rows = make_rows()
+    model = make_vae(callbacks=[]).fit(rows)
+
+    fresh = clone(model)
+    assert fresh.get_params() == model.get_params()
+    assert not hasattr(fresh, "state_")
+    pipeline = make_pipeline(FunctionTransformer(lambda X: X), make_vae())
+    assert pipeline.fit_transform(rows).shape == (60, 2)
+    assert pipeline.score(rows) < 0
+    assert model.get_feature_names_out().tolist() == ["vae0", "vae1"]
+    assert "latent_dim=2" in repr(model)
+    np.testing.assert_array_equal(make_vae().fit_transform(rows), model.transform(rows))
+
+
+def test_copies_and_pickles_keep_the_state() -> None:
+    rows = make_rows()
+    model = make_vae().fit(rows)
+    model.transform(rows)
+
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        np.testing.assert_array_equal(twin.transform(rows), model.transform(rows))
+        assert twin.score(rows) == model.score(rows)
+
+
+def test_partial_fit_continues_and_leaves_no_row_out(engine: Engine) -> None:
+    rows = make_rows(34)
+    model = make_vae(engine)
+
+    for start in (0, 17):
+        model.partial_fit(rows[start : start + 17])
+
+    assert model.n_steps_ == 4  # 10 and 7 rows, twice
+    assert model.history_["epoch"] == [1, 2]
+    assert model.n_samples_seen_ == 34
+    again = make_vae(engine).partial_fit(rows[:17])
+    again.partial_fit(rows[17:])
+    np.testing.assert_array_equal(again.params_, model.params_)
+    with pytest.raises(CheckpointError, match="partial_fit has no epochs to resume"):
+        model.resume(rows)
+
+
+def test_partial_fit_takes_a_fitted_model_further(engine: Engine) -> None:
+    rows = make_rows()
+    model = make_vae(engine).fit(rows)
+    before = model.params_.copy()
+
+    model.partial_fit(rows)
+
+    assert model.n_steps_ == 24
+    assert (model.params_ != before).any()
+
+
+def test_sampling_is_repeatable_and_seeded() -> None:
+    model = make_vae().fit(make_rows())
+
+    np.testing.assert_array_equal(model.sample(5), model.sample(5))
+    np.testing.assert_array_equal(model.sample(5), model.sample(9)[:5])
+    assert (model.sample(5, random_state=1) != model.sample(5)).any()
+
+
+def test_callbacks_of_the_user_are_called() -> None:
+    epochs = []
+
+    class Count(Callback):
+        def on_epoch_end(self, run: Any, row: dict[str, Any]) -> None:
+            epochs.append((row["epoch"], run.state.step))
+
+    make_vae(callbacks=[Count()]).fit(make_rows())
+
+    assert epochs == [(1, 6), (2, 12), (3, 18)]
+
+
+def test_verbose_prints_a_line_per_epoch_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = make_rows()
+
+    make_vae(verbose=1).fit(rows, eval_set=rows)
+
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert [line.split("  ")[0] for line in err.splitlines()] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
+    assert " test " in err
+
+
+def test_fit_keeps_silent_by_default(capsys: pytest.CaptureFixture[str]) -> None:
+    make_vae().fit(make_rows())
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_loaded_model_is_the_saved_one_and_trains_on(engine: Engine, tmp_path: Path) -> None:
+    rows = make_rows()
+    model = make_vae(engine, optimizer="adagrad", kl_warmup=4).fit(rows)
+    model.save(tmp_path / "model.safetensors")
+
+    comp = VAE.load(tmp_path / "model.safetensors")
+
+    assert comp.get_params() == model.get_params() | {"optimizer": "adagrad"}
+    assert comp.history_ == model.history_
+    np.testing.assert_array_equal(comp.params_, model.params_)
+    np.testing.assert_array_equal(comp.transform(rows), model.transform(rows))
+    assert comp.score(rows) == model.score(rows)
+    for twin in (comp, model):
+        twin.set_params(n_epochs=5).resume(rows)
+    np.testing.assert_array_equal(comp.params_, model.params_)
+    np.testing.assert_array_equal(comp.state_.slots, model.state_.slots)
+
+
+def test_an_optimizer_object_survives_saving(tmp_path: Path) -> None:
+    model = make_vae(optimizer=Optimizer("sgd", 0.01, momentum=0.5)).fit(make_rows())
+    model.save(tmp_path / "m.safetensors")
+
+    assert VAE.load(tmp_path / "m.safetensors").optimizer == Optimizer("sgd", 0.01, momentum=0.5)
+
+
+def test_resume_refuses_other_data_and_other_models() -> None:
+    rows = make_rows()
+    model = make_vae().fit(rows)
+    other = rows.copy()
+    other[0, 0] ^= 255
+
+    with pytest.raises(CheckpointError, match="these are not the data of the run: sha256"):
+        model.resume(other)
+    with pytest.raises(CheckpointError, match="n_rows is 50, was 60"):
+        model.resume(rows[:50])
+    for change in ({"latent_dim": 3}, {"optimizer": "sgd"}, {"likelihood": "gaussian"}):
+        with pytest.raises(ValueError, match="training began with"):
+            clone_state(model).set_params(**change).resume(rows)
+
+
+def clone_state(model: VAE) -> VAE:
+    return copy.deepcopy(model)
+
+
+def damage_params(checkpoint: Checkpoint) -> None:
+    checkpoint.tensors["params"] = checkpoint.tensors["params"][:-1].copy()
+
+
+def drop_optimizer(checkpoint: Checkpoint) -> None:
+    del checkpoint.tensors["optimizer"]
+
+
+def drop_network(checkpoint: Checkpoint) -> None:
+    del checkpoint.metadata["network"]
+
+
+def change_network(checkpoint: Checkpoint) -> None:
+    checkpoint.metadata["network"]["activation"] = "relu"
+
+
+def unknown_parameter(checkpoint: Checkpoint) -> None:
+    checkpoint.metadata["estimator"]["wings"] = 2
+
+
+def drop_state(checkpoint: Checkpoint) -> None:
+    del checkpoint.metadata["state"]
+
+
+def ragged_history(checkpoint: Checkpoint) -> None:
+    checkpoint.metadata["state"]["history"]["elbo"].pop()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "match"),
+    [
+        (damage_params, "tensor 'params' is float32 of shape"),
+        (drop_optimizer, "tensor 'optimizer' is missing"),
+        (drop_network, "do not describe a VAE"),
+        (change_network, "training began with activation"),
+        (unknown_parameter, "wings"),
+        (drop_state, "training state is missing"),
+        (ragged_history, "columns of different lengths"),
+    ],
+)
+def test_load_validates_everything(tmp_path: Path, spoil: Any, match: str) -> None:
+    path = tmp_path / "model.safetensors"
+    make_vae().fit(make_rows()).save(path)
+    checkpoint = read(path)
+    spoil(checkpoint)
+    write(path, checkpoint)
+
+    with pytest.raises(CheckpointError, match=match) as info:
+        VAE.load(path)
+
+    assert str(path) in str(info.value)
+    assert "\n" not in str(info.value)
