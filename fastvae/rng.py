@@ -31,7 +31,7 @@ class Stream(IntEnum):
     BINARIZE_FIXED = 2  # pixels of a dataset, step = row number, element = d
     INIT = 3  # step = layer
     ORDER = 4  # step = epoch
-    EVALUATION = 5  # eps shared by all rows, element = l * J + j
+    EVALUATION = 5  # pool of eps that evaluation picks from by a row's content, element = draw * J + j
     SAMPLE = 6  # z of generated rows
 
 
@@ -70,7 +70,8 @@ def words(count: int, *, seed: int, step: int, stream: int) -> NDArray[np.uint32
 
 def uniform(*, seed: int, step: int, stream: int, shape: tuple[int, ...]) -> NDArray[np.float64]:
     """Draw from the open interval (0, 1): ``((word >> 8) + 1/2) / 2^24``."""
-    return ((words(prod(shape), seed=seed, step=step, stream=stream) >> 8) + 0.5).reshape(shape) * 2.0**-24
+    integers = (words(prod(shape), seed=seed, step=step, stream=stream) >> 8).astype(np.float64)
+    return (integers.reshape(shape) + 0.5) * 2.0**-24
 
 
 def normal(*, seed: int, step: int, stream: int, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[Any]:

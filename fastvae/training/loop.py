@@ -99,7 +99,7 @@ def run_epochs(
     DivergenceError
         The bound of a minibatch, a parameter or the optimizer's state is not finite.
     KeyboardInterrupt
-        After Ctrl-C, within about `CHUNK_SECONDS`.
+        After Ctrl-C, once the engine has left off after a complete step.
     """
     per_epoch = n_rows // batch_size
     run = Run(algorithm, state, batch_size, per_epoch, n_epochs * per_epoch, callbacks)
@@ -167,12 +167,13 @@ def _chunk_length(run: Run) -> int:
 def _run_chunk(run: Run, order: Array) -> None:
     state, (n_steps, batch_size) = run.state, order.shape
     stats, done = np.empty((n_steps, 2)), np.zeros(1, np.int64)
-    with _interrupt_deferred():
+    with _gated_interrupts() as gate, np.errstate(all="ignore"):  # what is not finite is looked for below
         start = perf_counter()
         try:
-            with np.errstate(all="ignore"):  # what is not finite is looked for below
-                run.algorithm.advance(state, order=order, stats=stats, done=done)
+            gate.open = True
+            run.algorithm.advance(state, order=order, stats=stats, done=done)
         finally:
+            gate.open = False
             n_done, seconds = int(done[0]), perf_counter() - start
             state.count(stats[:n_done], batch_size=batch_size, seconds=seconds)
     if n_done:
@@ -204,17 +205,32 @@ def _close_epoch(run: Run, epoch: int) -> None:
         callback.on_epoch_end(run, row)
 
 
+@dataclass
+class _Gate:
+    open: bool = False
+
+
 @contextmanager
-def _interrupt_deferred() -> Iterator[None]:
-    """Hold Ctrl-C back until the block is left, so that no step or its accounting is cut in the middle."""
-    previous = signal.getsignal(signal.SIGINT)
+def _gated_interrupts() -> Iterator[_Gate]:
+    """Let Ctrl-C through while the gate is open; hold it back until the block is left while it is not.
+
+    The engine answers it after a complete step; the accounting around the engine is never cut in the middle.
+    """
+    gate, previous = _Gate(), signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(previous):
-        yield
+        yield gate
         return
     caught: list[FrameType | None] = []
-    signal.signal(signal.SIGINT, lambda _, frame: caught.append(frame))
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if gate.open:
+            previous(number, frame)
+        else:
+            caught.append(frame)
+
+    signal.signal(signal.SIGINT, handle)
     try:
-        yield
+        yield gate
     finally:
         signal.signal(signal.SIGINT, previous)
         if caught:
