@@ -557,7 +557,7 @@ def test_killed_writer_leaves_a_valid_newest_checkpoint(tmp_path):
     folder.mkdir()
     step = 0
     for call, number in MOMENTS:
-        command = [sys.executable, "-c", WRITER, str(folder), str(step), call, str(number)]
+        command = [sys.executable, "-P", "-c", WRITER, str(folder), str(step), call, str(number)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
             assert writer.stdout is not None
             acknowledged = [writer.stdout.readline()]

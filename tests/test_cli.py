@@ -21,7 +21,7 @@ from fastvae.cli import main
 from fastvae.data import load
 from fastvae.kernels import Engine
 
-COMMAND = [sys.executable, "-c", "from fastvae.cli import main; main()"]
+COMMAND = [sys.executable, "-P", "-c", "from fastvae.cli import main; main()"]
 QUICK = ("--hidden", "16", "--latent-dim", "2", "--epochs", "2")
 
 
@@ -433,7 +433,7 @@ def test_help_imports_nothing_heavy() -> None:
         "try: main(['--help'])\n"
         "finally: print(sorted({'sklearn', 'scipy', 'matplotlib', 'tqdm'} & set(sys.modules)), file=sys.stderr)"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert result.stderr == "[]\n"
 
 

@@ -21,7 +21,7 @@ from fastvae.checkpoint import list_checkpoints, load_latest, read
 from fastvae.kernels import Array, Engine
 from fastvae.model_file import from_checkpoint, to_checkpoint
 
-COMMAND = [sys.executable, "-c", "from fastvae.cli import main; main()"]
+COMMAND = [sys.executable, "-P", "-c", "from fastvae.cli import main; main()"]
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "adam": {},
     "adagrad-map": {"optimizer": "adagrad", "prior": True, "n_draws": 2},
