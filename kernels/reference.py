@@ -73,7 +73,8 @@ class ReferencePlan(CheckedPlan):
         for layer, h in zip(layers, hidden, strict=False):
             h[:] = self.activation(x @ layer.weight(params) + layer.bias(params))
             x = h
-        return x @ layers[-1].weight(params) + layers[-1].bias(params)
+        y: Array = x @ layers[-1].weight(params) + layers[-1].bias(params)
+        return y
 
     def _backward(
         self,
