@@ -3,11 +3,14 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <chrono>
 #include <cmath>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
+#include "errors.hpp"
 #include "plan.hpp"
 
 namespace fastvae {
@@ -15,10 +18,44 @@ namespace fastvae {
 namespace py = pybind11;
 using Shape = std::vector<py::ssize_t>;
 
-[[noreturn]] inline void throw_backend_error(const std::string& message) {
-  py::object type = py::module_::import("fastvae.errors").attr("BackendError");
-  PyErr_SetString(type.ptr(), message.c_str());
-  throw py::error_already_set();
+// `Unavailable` reaches Python as BackendError.
+inline void translate_unavailable(std::exception_ptr error) {
+  try {
+    if (error) std::rethrow_exception(error);
+  } catch (const Unavailable& unavailable) {
+    py::object type = py::module_::import("fastvae.errors").attr("BackendError");
+    py::set_error(type, unavailable.what());
+  }
+}
+
+inline bool finalizing() {
+#if PY_VERSION_HEX >= 0x030D0000
+  return Py_IsFinalizing();
+#else
+  return _Py_IsFinalizing();
+#endif
+}
+
+// Releases the GIL. A daemon thread that comes back after the interpreter has begun to end waits here for the process
+// to go, where taking the GIL would unwind it through C++ and abort.
+class ReleasedGil {
+ public:
+  ReleasedGil() : state_(PyEval_SaveThread()) {}
+  ~ReleasedGil() {
+    while (finalizing()) std::this_thread::sleep_for(std::chrono::hours(1));
+    PyEval_RestoreThread(state_);
+  }
+  ReleasedGil(const ReleasedGil&) = delete;
+  ReleasedGil& operator=(const ReleasedGil&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
+
+// Whether this is the thread that runs signal handlers.
+inline bool is_main_thread() {
+  py::module_ threading = py::module_::import("threading");
+  return threading.attr("current_thread")().is(threading.attr("main_thread")());
 }
 
 inline std::string text(const Shape& shape) {
@@ -64,8 +101,9 @@ inline float* optional_output(const std::string& name, const py::object& value, 
   return value.is_none() ? nullptr : output<float>(name, value, shape);
 }
 
+// `hidden` is a tuple of the caller's making, so that it keeps its arrays alive while the GIL is released.
 template <typename P, typename F>
-std::vector<P> hidden_arrays(const py::sequence& hidden, py::ssize_t rows, const std::vector<int>& widths, F check) {
+std::vector<P> hidden_arrays(const py::tuple& hidden, py::ssize_t rows, const std::vector<int>& widths, F check) {
   if (hidden.size() != widths.size())
     throw py::value_error("hidden must hold " + std::to_string(widths.size()) + " arrays, got " +
                           std::to_string(hidden.size()));
@@ -74,10 +112,10 @@ std::vector<P> hidden_arrays(const py::sequence& hidden, py::ssize_t rows, const
     pointers.push_back(check("hidden[" + std::to_string(i) + "]", py::object(hidden[i]), Shape{rows, widths[i]}));
   return pointers;
 }
-inline std::vector<float*> outputs(const py::sequence& hidden, py::ssize_t rows, const std::vector<int>& widths) {
+inline std::vector<float*> outputs(const py::tuple& hidden, py::ssize_t rows, const std::vector<int>& widths) {
   return hidden_arrays<float*>(hidden, rows, widths, output<float>);
 }
-inline std::vector<const float*> inputs(const py::sequence& hidden, py::ssize_t rows, const std::vector<int>& widths) {
+inline std::vector<const float*> inputs(const py::tuple& hidden, py::ssize_t rows, const std::vector<int>& widths) {
   return hidden_arrays<const float*>(hidden, rows, widths, input<float>);
 }
 
@@ -152,9 +190,15 @@ inline OptimizerSpec read_optimizer(const py::object& optimizer) {
   return o;
 }
 
+// A dataset, and references to the arrays it points into: attributes of a CSR matrix may be replaced during the call.
+struct HeldRows : Rows {
+  py::array held[3];
+};
+
 template <typename T>
-const void* csr_part(const py::object& data, const char* name, py::ssize_t length) {
-  return input<T>("data." + std::string(name), data.attr(name), {length});
+const void* csr_part(py::array& held, const py::object& data, const char* name, py::ssize_t length) {
+  held = checked<T>("data." + std::string(name), data.attr(name), {length});
+  return held.data();
 }
 
 // Row pointers that never decrease and stay within the stored values.
@@ -193,8 +237,8 @@ inline void check_indices(const std::string& name, const Rows& r, const int64_t*
   if (r.indptr) r.wide_indices ? check_columns<int64_t>(r, index, count) : check_columns<int32_t>(r, index, count);
 }
 
-inline Rows read_rows(const py::object& data, int data_dim) {
-  Rows r = {};
+inline HeldRows read_rows(const py::object& data, int data_dim) {
+  HeldRows r = {};
   r.data_dim = data_dim;
   bool csr = py::hasattr(data, "indptr");
   py::array values = as_array("data", csr ? py::object(data.attr("data")) : data);
@@ -215,17 +259,18 @@ inline Rows read_rows(const py::object& data, int data_dim) {
   else
     throw py::type_error("data must be uint8, float32 or float64, got " + std::string(py::str(values.dtype())));
   if (!(values.flags() & py::array::c_style)) throw py::value_error("data must be C-contiguous");
+  r.held[0] = values;
   r.values = values.data();
   if (!csr) return r;
   py::ssize_t stored = values.size();
   r.wide_indices = as_array("data.indices", data.attr("indices")).dtype().equal(py::dtype::of<int64_t>());
   if (r.wide_indices) {
-    r.indptr = csr_part<int64_t>(data, "indptr", r.n + 1);
-    r.indices = csr_part<int64_t>(data, "indices", stored);
+    r.indptr = csr_part<int64_t>(r.held[1], data, "indptr", r.n + 1);
+    r.indices = csr_part<int64_t>(r.held[2], data, "indices", stored);
     check_indptr<int64_t>(r, stored);
   } else {
-    r.indptr = csr_part<int32_t>(data, "indptr", r.n + 1);
-    r.indices = csr_part<int32_t>(data, "indices", stored);
+    r.indptr = csr_part<int32_t>(r.held[1], data, "indptr", r.n + 1);
+    r.indices = csr_part<int32_t>(r.held[2], data, "indices", stored);
     check_indptr<int32_t>(r, stored);
   }
   return r;

@@ -15,8 +15,8 @@ namespace {
 // `Plan` with the checks; `self.network` and the sizes are kept for Python.
 class BoundPlan {
  public:
-  BoundPlan(py::object network, int rows, int draws, int n_threads)
-      : network(network), plan_(read_spec(network), rows, draws, n_threads) {}
+  BoundPlan(py::object network, Spec spec, int rows, int draws, int n_threads)
+      : network(network), plan_(std::move(spec), rows, draws, n_threads) {}
 
   py::object network;
   int rows() const { return plan_.rows; }
@@ -30,13 +30,14 @@ class BoundPlan {
     g.index = input<int64_t>("index", index, {m});
     g.x = output<float>("x", x, {m, d()});
     g.x_ld = d();
-    g.data = read_rows(data, plan_.spec.data_dim);
+    HeldRows rows = read_rows(data, plan_.spec.data_dim);
+    g.data = rows;
     g.scale = read_scale(scale);
     g.binarize = read_binarize(binarize);
     g.seed = seed;
     g.step = step;
     check_indices("index", g.data, g.index, m);
-    py::gil_scoped_release release;
+    ReleasedGil released;
     plan_.gather(g, static_cast<int>(m));
   }
 
@@ -44,10 +45,11 @@ class BoundPlan {
     py::ssize_t m = rows_of("x", x, 2, plan_.rows, 1);
     auto p = input<float>("params", params, {size()});
     auto px = input<float>("x", x, {m, d()});
-    auto h = outputs(hidden, m, plan_.spec.encoder_hidden);
+    py::tuple held(hidden);
+    auto h = outputs(held, m, plan_.spec.encoder_hidden);
     auto pmu = output<float>("mu", mu, {m, j()});
     auto plogvar = output<float>("logvar", logvar, {m, j()});
-    py::gil_scoped_release release;
+    ReleasedGil released;
     plan_.encoder_forward(p, px, static_cast<int>(m), h, pmu, plogvar);
   }
 
@@ -56,7 +58,7 @@ class BoundPlan {
     g.z = output<float>("z", z, {g.draws, g.rows, j()});
     g.z_ld = j();
     g.kl = output<float>("kl", kl, {g.rows});
-    py::gil_scoped_release release;
+    ReleasedGil released;
     plan_.latent_forward(g);
   }
 
@@ -64,9 +66,10 @@ class BoundPlan {
     py::ssize_t r = rows_of("z", z, 2, all_rows(), 1);
     auto p = input<float>("params", params, {size()});
     auto pz = input<float>("z", z, {r, j()});
-    auto h = outputs(hidden, r, plan_.spec.decoder_hidden);
+    py::tuple held(hidden);
+    auto h = outputs(held, r, plan_.spec.decoder_hidden);
     auto pout = output<float>("out", out, {r, out_dim()});
-    py::gil_scoped_release release;
+    ReleasedGil released;
     plan_.decoder_forward(p, pz, static_cast<int>(r), h, pout);
   }
 
@@ -77,7 +80,7 @@ class BoundPlan {
     auto pout = input<float>("out", out, {r, out_dim()});
     auto plog_px = output<float>("log_px", log_px, {r});
     auto pdout = optional_output("dout", dout, {r, out_dim()});
-    py::gil_scoped_release release;
+    ReleasedGil released;
     plan_.likelihood(px, static_cast<int>(m), pout, static_cast<int>(r), static_cast<float>(scale), plog_px, pdout);
   }
 
@@ -85,7 +88,7 @@ class BoundPlan {
     py::ssize_t r = rows_of("out", out, 2, all_rows(), 1);
     auto pout = input<float>("out", out, {r, out_dim()});
     auto pmean = output<float>("mean", mean, {r, d()});
-    py::gil_scoped_release release;
+    ReleasedGil released;
     plan_.likelihood_mean(pout, static_cast<int>(r), pmean);
   }
 
@@ -94,11 +97,12 @@ class BoundPlan {
     py::ssize_t r = rows_of("z", z, 2, all_rows(), 1);
     auto p = input<float>("params", params, {size()});
     auto pz = input<float>("z", z, {r, j()});
-    auto h = inputs(hidden, r, plan_.spec.decoder_hidden);
+    py::tuple held(hidden);
+    auto h = inputs(held, r, plan_.spec.decoder_hidden);
     auto pdout = input<float>("dout", dout, {r, out_dim()});
     auto pdz = optional_output("dz", dz, {r, j()});
     auto pgrad = optional_output("grad", grad, {size()});
-    py::gil_scoped_release release;
+    ReleasedGil released;
     plan_.decoder_backward(p, pz, static_cast<int>(r), h, pdout, pdz, pgrad);
   }
 
@@ -110,7 +114,7 @@ class BoundPlan {
     g.kl_scale = static_cast<float>(kl_scale);
     g.dmu = output<float>("dmu", dmu, {g.rows, j()});
     g.dlogvar = output<float>("dlogvar", dlogvar, {g.rows, j()});
-    py::gil_scoped_release release;
+    ReleasedGil released;
     plan_.latent_backward(g);
   }
 
@@ -119,11 +123,12 @@ class BoundPlan {
     py::ssize_t m = rows_of("x", x, 2, plan_.rows, 1);
     auto p = input<float>("params", params, {size()});
     auto px = input<float>("x", x, {m, d()});
-    auto h = inputs(hidden, m, plan_.spec.encoder_hidden);
+    py::tuple held(hidden);
+    auto h = inputs(held, m, plan_.spec.encoder_hidden);
     auto pdmu = input<float>("dmu", dmu, {m, j()});
     auto pdlogvar = input<float>("dlogvar", dlogvar, {m, j()});
     auto pgrad = output<float>("grad", grad, {size()});
-    py::gil_scoped_release release;
+    ReleasedGil released;
     plan_.encoder_backward(p, px, static_cast<int>(m), h, pdmu, pdlogvar, pgrad);
   }
 
@@ -135,7 +140,7 @@ class BoundPlan {
     auto pz = input<float>("z", z, {r, j()});
     auto plog_pxz = output<float>("log_pxz", log_pxz, {r});
     auto pdz = optional_output("dz", dz, {r, j()});
-    py::gil_scoped_release release;
+    ReleasedGil released;
     plan_.log_joint(p, px, static_cast<int>(m), pz, static_cast<int>(r), plog_pxz, pdz);
   }
 
@@ -144,7 +149,7 @@ class BoundPlan {
     auto p = output<float>("params", params, {size()});
     auto g = input<float>("grad", grad, {size()});
     auto s = output<float>("state", state, {o.slots(), size()});
-    py::gil_scoped_release release;
+    ReleasedGil released;
     plan_.update(o.at(step, decay), p, g, s);
   }
 
@@ -157,7 +162,8 @@ class BoundPlan {
     t.optimizer = read_optimizer(optimizer);
     t.params = output<float>("params", params, {size()});
     t.state = output<float>("state", state, {t.optimizer.slots(), size()});
-    t.data = read_rows(data, plan_.spec.data_dim);
+    HeldRows rows = read_rows(data, plan_.spec.data_dim);
+    t.data = rows;
     auto [steps, m] = shape2("order", order);
     if (m < 1 || m > plan_.rows)
       throw py::value_error("order must have 1 to " + std::to_string(plan_.rows) + " columns, got " +
@@ -178,9 +184,11 @@ class BoundPlan {
     if (kl_warmup < 0) throw py::value_error("kl_warmup must not be negative, got " + std::to_string(kl_warmup));
     for (auto [name, value] : {std::pair{"kl_weight", kl_weight}, {"decay", decay}})
       if (!std::isfinite(value)) throw py::value_error(std::string(name) + " must be finite");
+    bool main = is_main_thread();
     {
-      py::gil_scoped_release release;
-      plan_.train_steps(t, [] {
+      ReleasedGil released;
+      plan_.train_steps(t, [main] {
+        if (!main) return false;
         py::gil_scoped_acquire acquire;
         return PyErr_CheckSignals() != 0;
       });
@@ -211,7 +219,7 @@ class BoundPlan {
 };
 
 std::unique_ptr<BoundPlan> plan(py::object network, int rows, int draws, const std::string& precision, int n_threads) {
-  if (precision != "fp32") throw_backend_error("backend 'cpp' has precisions fp32, not '" + precision + "'");
+  if (precision != "fp32") throw Unavailable("backend 'cpp' has precisions fp32, not '" + precision + "'");
   for (auto [name, value] : {std::pair{"rows", rows}, {"draws", draws}, {"n_threads", n_threads}})
     if (value < 1) throw py::value_error(std::string(name) + " must be at least 1, got " + std::to_string(value));
   if (n_threads > 1024) throw py::value_error("n_threads must be at most 1024, got " + std::to_string(n_threads));
@@ -219,11 +227,7 @@ std::unique_ptr<BoundPlan> plan(py::object network, int rows, int draws, const s
   double widest = std::max(spec.heads() * double(spec.data_dim), 2.0 * spec.latent_dim);
   if (double(rows) * draws * widest >= 2147483648.0)
     throw py::value_error("rows * draws * widest layer must stay below 2^31: use fewer rows or draws at a time");
-  try {
-    return std::make_unique<BoundPlan>(network, rows, draws, n_threads);
-  } catch (const std::runtime_error& error) {
-    throw_backend_error(error.what());
-  }
+  return std::make_unique<BoundPlan>(network, std::move(spec), rows, draws, n_threads);
 }
 
 void philox(py::object counter, py::object key, py::object out) {
@@ -242,7 +246,7 @@ void normal(uint64_t seed, uint64_t step, uint32_t stream, py::object out) {
   if (array.size() > (py::ssize_t{1} << 34)) throw py::value_error("out must hold at most 2^34 numbers");
   const Kernels& kernels = select_kernels();
   long size = static_cast<long>(array.size());
-  py::gil_scoped_release release;
+  ReleasedGil released;
   kernels.normal(seed, step, stream, p, 0, size);
 }
 
@@ -253,13 +257,7 @@ py::list isa_levels() {
   return names;
 }
 
-std::string isa_level() {
-  try {
-    return select_kernels().level;
-  } catch (const std::runtime_error& error) {
-    throw_backend_error(error.what());
-  }
-}
+std::string isa_level() { return select_kernels().level; }
 
 }  // namespace
 }  // namespace fastvae
@@ -267,6 +265,7 @@ std::string isa_level() {
 PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
   using namespace fastvae;
   m.doc() = "The C++ engine of fastvae, behind the contract of fastvae.kernels.";
+  py::register_local_exception_translator(&translate_unavailable);
   m.attr("NAME") = "cpp";
   m.attr("PRECISIONS") = py::make_tuple("fp32");
   m.def("plan", &plan, "network"_a, py::kw_only(), "rows"_a, "draws"_a, "precision"_a, "n_threads"_a);

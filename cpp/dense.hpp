@@ -38,8 +38,6 @@ constexpr auto tile_table(std::integer_sequence<int, tile...>) {
 }
 constexpr auto tiles = tile_table(std::make_integer_sequence<int, max_tile>{});
 
-inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
 // [begin, end) of part i when n rows are dealt to `parts` tiles as evenly as can be.
 struct Part {
   int begin, end;

@@ -29,7 +29,6 @@ extern const Kernels FASTVAE_JOIN(kernels_, FASTVAE_LEVEL);
 constexpr Kernels table = {
     FASTVAE_STRING(FASTVAE_LEVEL),
     panel,
-    weight_block,
     affine_tasks,
     affine,
     weight_tasks,

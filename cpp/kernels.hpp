@@ -14,6 +14,8 @@
 
 namespace fastvae {
 
+static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
 enum class Activation : int { none, tanh, relu, softplus, sigmoid };
 enum class Likelihood : int { bernoulli, gaussian };
 enum class Dtype : int { u8, f32, f64 };
@@ -104,7 +106,7 @@ struct Density {
   long out_ld;
   float scale;
   float* log_px;
-  float* dout;  // may be out
+  float* dout;
   long dout_ld;
   float* mean;
   long mean_ld;
@@ -113,7 +115,6 @@ struct Density {
 struct Kernels {
   const char* level;
   int panel;
-  int weight_block;  // rows of W in one task of weight_gradient
   int (*affine_tasks)(const Affine&);
   void (*affine)(const Affine&, int begin, int end);
   int (*weight_tasks)(const WeightGradient&);
@@ -136,8 +137,7 @@ struct Levels {
 };
 Levels available_levels();
 
-// The level forced by FASTVAE_SIMD_LEVEL, else the widest. Throws std::runtime_error when the forced one is not
-// available.
+// The level forced by FASTVAE_SIMD_LEVEL, else the widest. Throws Unavailable when the forced one is not there.
 const Kernels& select_kernels();
 
 }  // namespace fastvae

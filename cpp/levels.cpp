@@ -1,9 +1,9 @@
 // Which instruction-set levels this machine runs, and the one to use.
 #include <cstdlib>
 #include <cstring>
-#include <stdexcept>
 #include <string>
 
+#include "errors.hpp"
 #include "kernels.hpp"
 
 namespace fastvae {
@@ -36,8 +36,8 @@ const Kernels& select_kernels() {
     if (!std::strcmp(levels.table[i]->level, forced)) return *levels.table[i];
     names += (i ? ", " : "") + std::string(levels.table[i]->level);
   }
-  throw std::runtime_error("FASTVAE_SIMD_LEVEL=" + std::string(forced) + " is not available here: unset it or choose " +
-                           names);
+  throw Unavailable("FASTVAE_SIMD_LEVEL=" + std::string(forced) + " is not available here: unset it or choose " +
+                    names);
 }
 
 }  // namespace fastvae

@@ -1,4 +1,4 @@
-// log p(x|z) and its gradient from the decoder's heads in one pass, rows of out. dout may be out.
+// log p(x|z) and its gradient from the decoder's heads in one pass, rows of out.
 //   bernoulli: sum x a - max(a, 0) - log1p(exp(-|a|)); gradient x - sigmoid(a)
 //   gaussian:  -1/2 sum log(2 pi) + logvar + (x - mean)^2 / exp(logvar), logvar = floor + softplus(s - floor)
 #pragma once

@@ -30,15 +30,15 @@ void load_hidden(const Team& team, const Chain& chain, const std::vector<const f
 }  // namespace
 
 void Plan::gather(Gather g, int rows) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  Turn turn(*this);
   pool_.run([&](Team& team) { kernels.gather(g, team.begin(rows), team.end(rows)); });
 }
 
 void Plan::encoder_forward(const float* params, const float* x, int rows, const std::vector<float*>& hidden, float* mu,
                            float* logvar) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  Turn turn(*this);
   pool_.run([&](Team& team) {
-    pack(team, encoder_, params);
+    pack(team, encoder_, params, false);
     team.barrier();
     forward(team, encoder_, x, spec.data_dim, rows);
     store_hidden(team, encoder_, hidden, rows);
@@ -49,20 +49,20 @@ void Plan::encoder_forward(const float* params, const float* x, int rows, const 
 }
 
 void Plan::latent_forward(Latent g) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  Turn turn(*this);
   pool_.run([&](Team& team) { kernels.latent_forward(g, team.begin(g.rows), team.end(g.rows)); });
 }
 
 void Plan::latent_backward(Latent g) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  Turn turn(*this);
   pool_.run([&](Team& team) { kernels.latent_backward(g, team.begin(g.rows), team.end(g.rows)); });
 }
 
 void Plan::decoder_forward(const float* params, const float* z, int rows, const std::vector<float*>& hidden,
                            float* out) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  Turn turn(*this);
   pool_.run([&](Team& team) {
-    pack(team, decoder_, params);
+    pack(team, decoder_, params, false);
     team.barrier();
     forward(team, decoder_, z, spec.latent_dim, rows);
     store_hidden(team, decoder_, hidden, rows);
@@ -72,7 +72,7 @@ void Plan::decoder_forward(const float* params, const float* z, int rows, const 
 }
 
 void Plan::likelihood(const float* x, int x_rows, const float* out, int rows, float scale, float* log_px, float* dout) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  Turn turn(*this);
   Density g = density(x_rows);
   g.x = x;
   g.x_ld = spec.data_dim;
@@ -85,7 +85,7 @@ void Plan::likelihood(const float* x, int x_rows, const float* out, int rows, fl
 }
 
 void Plan::likelihood_mean(const float* out, int rows, float* mean) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  Turn turn(*this);
   Density g = density(1);
   g.out = out;
   g.out_ld = static_cast<long>(spec.heads()) * spec.data_dim;
@@ -96,10 +96,10 @@ void Plan::likelihood_mean(const float* out, int rows, float* mean) {
 
 void Plan::decoder_backward(const float* params, const float* z, int rows, const std::vector<const float*>& hidden,
                             const float* dout, float* dz, float* grad) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  Turn turn(*this);
   if (grad) allocate_gradients(decoder_);
   pool_.run([&](Team& team) {
-    pack(team, decoder_, params);
+    pack(team, decoder_, params, true);
     load_hidden(team, decoder_, hidden, rows);
     int columns = spec.heads() * spec.data_dim;
     copy_rows(team, dout, columns, decoder_.dy.back().p, decoder_.dy.back().ld, rows, columns);
@@ -111,6 +111,7 @@ void Plan::decoder_backward(const float* params, const float* z, int rows, const
     }
     if (grad) {
       weight_gradients(team, decoder_, z, spec.latent_dim, rows, nullptr);
+      team.barrier();
       add_gradients(team, decoder_, grad);
     }
   });
@@ -118,10 +119,10 @@ void Plan::decoder_backward(const float* params, const float* z, int rows, const
 
 void Plan::encoder_backward(const float* params, const float* x, int rows, const std::vector<const float*>& hidden,
                             const float* dmu, const float* dlogvar, float* grad) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  Turn turn(*this);
   allocate_gradients(encoder_);
   pool_.run([&](Team& team) {
-    pack(team, encoder_, params);
+    pack(team, encoder_, params, true);
     load_hidden(team, encoder_, hidden, rows);
     const Matrix& dheads = encoder_.dy.back();
     copy_rows(team, dmu, spec.latent_dim, dheads.p, dheads.ld, rows, spec.latent_dim);
@@ -129,13 +130,14 @@ void Plan::encoder_backward(const float* params, const float* x, int rows, const
     team.barrier();
     backward(team, encoder_, rows);
     weight_gradients(team, encoder_, x, spec.data_dim, rows, nullptr);
+    team.barrier();
     add_gradients(team, encoder_, grad);
   });
 }
 
 void Plan::log_joint(const float* params, const float* x, int x_rows, const float* z, int rows, float* log_pxz,
                      float* dz) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  Turn turn(*this);
   const Matrix &out = decoder_.y.back(), &dout = decoder_.dy.back();
   Density g = density(x_rows);
   g.x = x;
@@ -147,7 +149,7 @@ void Plan::log_joint(const float* params, const float* x, int x_rows, const floa
   g.dout = dz ? dout.p : nullptr;
   g.dout_ld = dout.ld;
   pool_.run([&](Team& team) {
-    pack(team, decoder_, params);
+    pack(team, decoder_, params, dz != nullptr);
     team.barrier();
     forward(team, decoder_, z, spec.latent_dim, rows);
     kernels.likelihood(g, team.begin(rows), team.end(rows));
@@ -170,7 +172,7 @@ void Plan::log_joint(const float* params, const float* x, int x_rows, const floa
 }
 
 void Plan::update(const Update& u, float* params, const float* grad, float* state) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  Turn turn(*this);
   constexpr size_t block = 4096;  // shares cut at whole vectors
   int blocks = static_cast<int>((parameter_count_ + block - 1) / block);
   pool_.run([&](Team& team) {

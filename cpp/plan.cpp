@@ -79,12 +79,12 @@ void Plan::add_layers(Chain& chain, const std::vector<int>& dims, int rows, bool
   }
 }
 
-void Plan::pack(Team& team, Chain& chain, const float* params) {
+void Plan::pack(Team& team, Chain& chain, const float* params, bool transposed) {
   for (Layer& layer : chain.layers) {
     for_packed_rows(team, layer, kernels.panel, [&](bool bias, size_t packed, size_t flat, int columns) {
       std::memcpy((bias ? layer.b : layer.w).get() + packed, params + flat, sizeof(float) * columns);
     });
-    if (layer.wt.get())
+    if (transposed && layer.wt.get())
       kernels.transpose(layer.w.get(), layer.wt.get(), layer.fan_in, layer.panels, team.begin(layer.panels),
                         team.end(layer.panels));
   }
@@ -108,11 +108,42 @@ void Plan::unpack(Team& team, const Chain& chain, float* params, float* state, i
     });
 }
 
+Plan::Turn::Turn(Plan& plan) : plan_(plan) {
+  if (plan.owner_.load() == std::this_thread::get_id())
+    throw std::runtime_error(
+        "this plan is in use by the call that was interrupted: use another plan in signal handlers");
+  plan.mutex_.lock();
+  plan.owner_.store(std::this_thread::get_id());
+}
+
+Plan::Turn::~Turn() {
+  plan_.owner_.store({});
+  plan_.mutex_.unlock();
+}
+
+// Thread 0 asks; once it has been told, every thread hears of it.
+bool Plan::interrupt_due(const Team& team) {
+  if (team.id == 0 && interrupted_ && !cut_.load(std::memory_order_relaxed) && interrupted_())
+    cut_.store(true, std::memory_order_relaxed);
+  return cut_.load(std::memory_order_relaxed);
+}
+
+// f(begin, end) over this thread's share, a few tasks at a time, until an interrupt is due.
+template <typename F>
+void Plan::run_tasks(const Team& team, int tasks, F f) {
+  constexpr int slice = 32;
+  for (int begin = team.begin(tasks), end = team.end(tasks); begin < end && !interrupt_due(team); begin += slice)
+    f(begin, std::min(begin + slice, end));
+}
+
 // Ends a phase that may be the last: false on every thread when an interrupt is due. Thread 0 names the phase to stop
 // at, so that a thread still leaving this phase is not misled by a decision taken in the next.
 bool Plan::proceed(Team& team) {
   int64_t phase = ++team.phase;
-  if (team.id == 0 && interrupted_ && interrupted_()) stop_phase_.store(phase, std::memory_order_relaxed);
+  if (team.id == 0 && interrupt_due(team)) {
+    int64_t never = INT64_MAX;
+    stop_phase_.compare_exchange_strong(never, phase, std::memory_order_relaxed);
+  }
   team.barrier();
   return phase < stop_phase_.load(std::memory_order_relaxed);
 }
@@ -133,8 +164,7 @@ bool Plan::forward(Team& team, Chain& chain, const float* x, long x_ld, int rows
     g.rows = rows;
     g.depth = layer.fan_in;
     g.panels = layer.panels;
-    int tasks = kernels.affine_tasks(g);
-    kernels.affine(g, team.begin(tasks), team.end(tasks));
+    run_tasks(team, kernels.affine_tasks(g), [&](int begin, int end) { kernels.affine(g, begin, end); });
     if (!proceed(team)) return false;
   }
   return true;
@@ -156,8 +186,7 @@ bool Plan::input_gradient(Team& team, const Layer& layer, const Matrix& dy, int 
   g.rows = rows;
   g.depth = layer.fan_out;
   g.panels = ceil_div(layer.fan_in, kernels.panel);
-  int tasks = kernels.affine_tasks(g);
-  kernels.affine(g, team.begin(tasks), team.end(tasks));
+  run_tasks(team, kernels.affine_tasks(g), [&](int begin, int end) { kernels.affine(g, begin, end); });
   return proceed(team);
 }
 
@@ -194,7 +223,6 @@ void Plan::weight_gradients(Team& team, Chain& chain, const float* x, long x_ld,
     int tasks = kernels.weight_tasks(g);
     kernels.weight_gradient(g, team.begin(tasks), team.end(tasks));
   }
-  team.barrier();
 }
 
 void Plan::allocate_gradients(Chain& chain) {

@@ -12,8 +12,6 @@
 
 namespace fastvae {
 
-inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
 struct Spec {  // fastvae.network.Network
   int data_dim, latent_dim;
   std::vector<int> encoder_hidden, decoder_hidden;
@@ -119,7 +117,18 @@ class Plan {
   Matrix matrix(int rows, int columns) const;
   Density density(int x_rows) const;
 
-  void pack(Team& team, Chain& chain, const float* params);
+  // Taken by every operation. A second call from the thread that holds it (a signal handler's) is an error, not a
+  // deadlock.
+  class Turn {
+   public:
+    explicit Turn(Plan& plan);
+    ~Turn();
+
+   private:
+    Plan& plan_;
+  };
+
+  void pack(Team& team, Chain& chain, const float* params, bool transposed);
   void pack_state(Team& team, Chain& chain, const float* state, int slots);
   void unpack(Team& team, const Chain& chain, float* params, float* state, int slots);
   bool forward(Team& team, Chain& chain, const float* x, long x_ld, int rows);
@@ -130,15 +139,20 @@ class Plan {
   void add_gradients(Team& team, const Chain& chain, float* grad);
   void allocate_gradients(Chain& chain);
   bool step(Team& team, const TrainArguments& t, int64_t i);
+  template <typename F>
+  void run_tasks(const Team& team, int tasks, F f);
+  bool interrupt_due(const Team& team);
   bool proceed(Team& team);
 
   std::mutex mutex_;
+  std::atomic<std::thread::id> owner_{};
   ThreadPool pool_;
   Chain encoder_, decoder_;
   Matrix x_, z_, dz_;
   Floats eps_, kl_, log_px_;
   size_t parameter_count_ = 0;
   std::function<bool()> interrupted_;  // asked by thread 0 where a call may be cut short
+  std::atomic<bool> cut_{false};       // tasks not begun are left out
   std::atomic<int64_t> stop_phase_{INT64_MAX};
 };
 

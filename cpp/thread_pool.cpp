@@ -3,6 +3,13 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <string>
+#include <system_error>
+
+#include "errors.hpp"
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
 
 namespace fastvae {
 namespace {
@@ -15,8 +22,37 @@ inline void relax() {
 #endif
 }
 
+// Results below float32's normal range become zero while this lives: Adam's first moment of an idle weight decays to
+// the smallest denormal and stays there, and arithmetic on denormals takes tens of times as long.
+class FlushDenormals {
+ public:
+#if defined(__SSE2__)
+  FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }
+  ~FlushDenormals() { _mm_setcsr(saved_); }
+
+ private:
+  unsigned saved_;
+#elif defined(__aarch64__)
+  FlushDenormals() {
+    asm volatile("mrs %0, fpcr" : "=r"(saved_));
+    asm volatile("msr fpcr, %0" : : "r"(saved_ | (1ul << 24)));
+  }
+  ~FlushDenormals() { asm volatile("msr fpcr, %0" : : "r"(saved_)); }
+
+ private:
+  unsigned long saved_;
+#endif
+};
+
 // A phase lasts tens of microseconds; a thread that waits far longer has lost its core to somebody else.
 constexpr int spins_before_yield = 2000;
+inline void wait(int spins) {
+  if (spins < spins_before_yield)
+    relax();
+  else
+    std::this_thread::yield();
+}
+
 // Idle threads stay awake this long, so that the next chunk of steps finds them running.
 constexpr std::chrono::microseconds awake{500};
 
@@ -30,12 +66,7 @@ void Team::barrier() {
     meeting_->round.store(round + 1, std::memory_order_release);
     return;
   }
-  for (int spins = 0; meeting_->round.load(std::memory_order_acquire) == round; ++spins) {
-    if (spins < spins_before_yield)
-      relax();
-    else
-      std::this_thread::yield();
-  }
+  for (int spins = 0; meeting_->round.load(std::memory_order_acquire) == round; ++spins) wait(spins);
 }
 
 struct ThreadPool::Crew {
@@ -49,10 +80,17 @@ struct ThreadPool::Crew {
   std::vector<std::thread> threads;
 
   explicit Crew(int size) {
-    for (int id = 1; id < size; ++id) threads.emplace_back([this, id, size] { work(id, size); });
+    try {
+      for (int id = 1; id < size; ++id) threads.emplace_back([this, id, size] { work(id, size); });
+    } catch (const std::system_error& error) {
+      close();
+      throw Unavailable("cannot start " + std::to_string(size) + " threads (" + error.what() + "): lower n_threads");
+    }
   }
 
-  ~Crew() {
+  ~Crew() { close(); }
+
+  void close() {
     {
       std::lock_guard<std::mutex> lock(mutex);
       closing = true;
@@ -63,6 +101,7 @@ struct ThreadPool::Crew {
   }
 
   void work(int id, int size) {
+    FlushDenormals flush;
     for (unsigned seen = 0;; ++seen) {
       auto deadline = std::chrono::steady_clock::now() + awake;
       while (jobs.load(std::memory_order_acquire) == seen) {
@@ -82,6 +121,7 @@ struct ThreadPool::Crew {
 ThreadPool::ThreadPool(int size) : size_(size) {}
 
 void ThreadPool::run(const std::function<void(Team&)>& job) {
+  FlushDenormals flush;
   if (size_ == 1) {
     Team::Meeting alone;
     Team team(0, 1, &alone);
@@ -101,7 +141,7 @@ void ThreadPool::run(const std::function<void(Team&)>& job) {
   crew_->wake.notify_all();
   Team team(0, size_, &crew_->meeting);
   job(team);
-  while (crew_->running.load(std::memory_order_acquire)) relax();
+  for (int spins = 0; crew_->running.load(std::memory_order_acquire); ++spins) wait(spins);
 }
 
 ThreadPool::~ThreadPool() {

@@ -40,7 +40,7 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   // Runs job(team) on every thread, the calling one as id 0, and returns when all are through. Threads start with the
-  // first run, and again in a forked child, which inherits none.
+  // first run, and again in a forked child, which inherits none. Throws Unavailable when they cannot be started.
   void run(const std::function<void(Team&)>& job);
 
  private:

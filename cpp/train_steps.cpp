@@ -97,11 +97,12 @@ bool Plan::step(Team& team, const TrainArguments& t, int64_t i) {
   Update update = t.optimizer.at(now, t.decay);
   weight_gradients(team, decoder_, z_.p, z_.ld, all, &update);
   weight_gradients(team, encoder_, x_.p, x_.ld, t.rows, &update);
+  team.barrier();
   return true;
 }
 
 void Plan::train_steps(const TrainArguments& t, const std::function<bool()>& interrupted) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  Turn turn(*this);
   int slots = t.optimizer.slots();
   for (Chain* chain : {&encoder_, &decoder_})
     for (Layer& layer : chain->layers)
@@ -111,6 +112,14 @@ void Plan::train_steps(const TrainArguments& t, const std::function<bool()>& int
           layer.bs[slot] = Floats(static_cast<size_t>(layer.panels) * kernels.panel);
         }
 
+  struct Reset {  // also when the threads cannot be started
+    Plan& plan;
+    ~Reset() {
+      plan.interrupted_ = nullptr;
+      plan.cut_ = false;
+      plan.stop_phase_ = INT64_MAX;
+    }
+  } reset{*this};
   auto asked = std::chrono::steady_clock::now();
   interrupted_ = [&] {
     auto now = std::chrono::steady_clock::now();
@@ -120,7 +129,7 @@ void Plan::train_steps(const TrainArguments& t, const std::function<bool()>& int
   };
   pool_.run([&](Team& team) {
     for (Chain* chain : {&encoder_, &decoder_}) {
-      pack(team, *chain, t.params);
+      pack(team, *chain, t.params, true);
       pack_state(team, *chain, t.state, slots);
     }
     team.barrier();
@@ -129,8 +138,6 @@ void Plan::train_steps(const TrainArguments& t, const std::function<bool()>& int
     team.barrier();
     for (Chain* chain : {&encoder_, &decoder_}) unpack(team, *chain, t.params, t.state, slots);
   });
-  interrupted_ = nullptr;
-  stop_phase_ = INT64_MAX;
 }
 
 }  // namespace fastvae
