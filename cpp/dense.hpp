@@ -81,10 +81,10 @@ void finish_tile(const Affine& g, const float* tile, int row, int rows, int colu
   }
 }
 
-int affine_tasks(const Affine& g) { return g.panels * ceil_div(g.rows, max_tile); }
+int dense_affine_tasks(const Affine& g) { return g.panels * ceil_div(g.rows, max_tile); }
 
 template <Activation activation>
-void affine_as(const Affine& g, int begin, int end) {
+void dense_affine(const Affine& g, int begin, int end) {
   alignas(64) float tile[max_tile * panel];
   int blocks = ceil_div(g.rows, max_tile);
   for (int task = begin; task < end; ++task) {
@@ -92,16 +92,6 @@ void affine_as(const Affine& g, int begin, int end) {
     Part r = part(g.rows, blocks, task % blocks);
     tiles.run[r.end - r.begin - 1](g.a + r.begin * g.a_ld, g.a_ld, 1, g.b + p * g.b_rows * panel, panel, g.depth, tile);
     finish_tile<activation>(g, tile, r.begin, r.end - r.begin, p * panel);
-  }
-}
-
-void affine(const Affine& g, int begin, int end) {
-  switch (g.activation) {
-    case Activation::none: return affine_as<Activation::none>(g, begin, end);
-    case Activation::tanh: return affine_as<Activation::tanh>(g, begin, end);
-    case Activation::relu: return affine_as<Activation::relu>(g, begin, end);
-    case Activation::softplus: return affine_as<Activation::softplus>(g, begin, end);
-    case Activation::sigmoid: return affine_as<Activation::sigmoid>(g, begin, end);
   }
 }
 
@@ -150,7 +140,7 @@ void transpose(const float* w, float* wt, int fan_in, int panels, int begin, int
 // A multiple of every panel width; 64 rows of x against 100 rows of dy stay in L1.
 constexpr int weight_block = 64;
 
-int weight_tasks(const WeightGradient& g) { return g.panels * ceil_div(g.fan_in, weight_block); }
+int dense_weight_tasks(const WeightGradient& g) { return g.panels * ceil_div(g.fan_in, weight_block); }
 
 void bias_gradient(const WeightGradient& g, int p) {
   V total[vectors] = {};
@@ -166,7 +156,7 @@ void bias_gradient(const WeightGradient& g, int p) {
   update(g.update, g.b + p * panel, g.bs[0] + p * panel, s1, db, panel);
 }
 
-void weight_gradient(const WeightGradient& g, int begin, int end) {
+void dense_weight_gradient(const WeightGradient& g, int begin, int end) {
   alignas(64) float tile[max_tile * panel];
   int blocks = ceil_div(g.fan_in, weight_block);
   for (int task = begin; task < end; ++task) {

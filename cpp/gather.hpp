@@ -3,8 +3,10 @@
 
 template <typename T>
 void gather_dense(const Gather& g, float* x, int64_t row) {
-  const T* from = static_cast<const T*>(g.data.values) + row * g.data.data_dim;
-  for (int d = 0; d < g.data.data_dim; ++d) x[d] = static_cast<float>(from[d]) * g.scale;
+  const T* __restrict from = static_cast<const T*>(g.data.values) + row * g.data.data_dim;
+  float* __restrict to = x;
+  const float scale = g.scale;
+  for (int d = 0, n = g.data.data_dim; d < n; ++d) to[d] = static_cast<float>(from[d]) * scale;
 }
 
 template <typename T, typename I>
@@ -37,5 +39,6 @@ void gather(const Gather& g, int begin, int end) {
       case Binarize::fixed: binarize_row(x, n, g.seed, g.index[m], stream_binarize_fixed, 0); break;
       case Binarize::shared: binarize_row(x, n, g.seed, 0, stream_binarize_fixed, 0); break;
     }
+    if (g.nonzeros) list_row(*g.nonzeros, m, x, n);
   }
 }

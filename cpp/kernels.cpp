@@ -18,6 +18,7 @@ namespace {
 #include "vec.hpp"
 #include "optimizer.hpp"
 #include "dense.hpp"
+#include "sparse.hpp"
 #include "rng.hpp"
 #include "gather.hpp"
 #include "latent.hpp"
@@ -36,6 +37,7 @@ constexpr Kernels table = {
     transpose,
     update,
     gather,
+    list_columns,
     philox,
     normal,
     latent_forward,

@@ -25,6 +25,14 @@ enum class Rule : int { adagrad, adam, sgd, hold };
 // Fourth counter word of the noise: fastvae/rng.py has the list.
 enum Stream : uint32_t { stream_latent = 0, stream_binarize = 1, stream_binarize_fixed = 2 };
 
+// The nonzeros of a minibatch x as lists by row and by column, in order (see sparse.hpp).
+struct Nonzeros {
+  int rows;
+  long ld, column_ld;  // room for one list
+  int32_t *index, *count, *column_index, *column_count;
+  float *value, *column_value;
+};
+
 // C (rows x panels * panel) = A (rows x depth) B, then an epilogue: f(C + bias), or C * f'(h) when h is given.
 struct Affine {
   const float* a;
@@ -38,6 +46,7 @@ struct Affine {
   float* c;
   long c_ld;
   int rows, depth, panels;
+  const Nonzeros* nonzeros;  // of A, or null
 };
 
 // One step of the optimizer; constants that depend on the step are worked out by the caller.
@@ -57,6 +66,7 @@ struct WeightGradient {
   float *ws[2], *bs[2];
   float *gw, *gb;
   Update update;
+  const Nonzeros* nonzeros;  // of x, or null
 };
 
 struct Rows {  // a dataset, dense or CSR
@@ -77,6 +87,7 @@ struct Gather {
   uint64_t seed, step;
   float* x;
   long x_ld;
+  const Nonzeros* nonzeros;  // filled by row, or null
 };
 
 struct Latent {
@@ -122,6 +133,7 @@ struct Kernels {
   void (*transpose)(const float* w, float* wt, int fan_in, int panels, int begin, int end);
   void (*update)(const Update&, float* w, float* s0, float* s1, const float* g, long n);
   void (*gather)(const Gather&, int begin, int end);
+  void (*list_columns)(const Nonzeros&, int begin, int end);
   void (*philox)(const uint32_t key[2], const uint32_t counter[4], uint32_t out[4]);
   void (*normal)(uint64_t seed, uint64_t step, uint32_t stream, float* out, long begin, long end);
   void (*latent_forward)(const Latent&, int begin, int end);

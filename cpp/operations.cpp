@@ -40,7 +40,7 @@ void Plan::encoder_forward(const float* params, const float* x, int rows, const 
   pool_.run([&](Team& team) {
     pack(team, encoder_, params, false);
     team.barrier();
-    forward(team, encoder_, x, spec.data_dim, rows);
+    forward(team, encoder_, x, spec.data_dim, rows, nullptr);
     store_hidden(team, encoder_, hidden, rows);
     const Matrix& heads = encoder_.y.back();
     copy_rows(team, heads.p, heads.ld, mu, spec.latent_dim, rows, spec.latent_dim);
@@ -64,7 +64,7 @@ void Plan::decoder_forward(const float* params, const float* z, int rows, const 
   pool_.run([&](Team& team) {
     pack(team, decoder_, params, false);
     team.barrier();
-    forward(team, decoder_, z, spec.latent_dim, rows);
+    forward(team, decoder_, z, spec.latent_dim, rows, nullptr);
     store_hidden(team, decoder_, hidden, rows);
     int columns = spec.heads() * spec.data_dim;
     copy_rows(team, decoder_.y.back().p, decoder_.y.back().ld, out, columns, rows, columns);
@@ -110,7 +110,7 @@ void Plan::decoder_backward(const float* params, const float* z, int rows, const
       copy_rows(team, dz_.p, dz_.ld, dz, spec.latent_dim, rows, spec.latent_dim);
     }
     if (grad) {
-      weight_gradients(team, decoder_, z, spec.latent_dim, rows, nullptr);
+      weight_gradients(team, decoder_, z, spec.latent_dim, rows, nullptr, nullptr);
       team.barrier();
       add_gradients(team, decoder_, grad);
     }
@@ -129,7 +129,7 @@ void Plan::encoder_backward(const float* params, const float* x, int rows, const
     copy_rows(team, dlogvar, spec.latent_dim, dheads.p + spec.latent_dim, dheads.ld, rows, spec.latent_dim);
     team.barrier();
     backward(team, encoder_, rows);
-    weight_gradients(team, encoder_, x, spec.data_dim, rows, nullptr);
+    weight_gradients(team, encoder_, x, spec.data_dim, rows, nullptr, nullptr);
     team.barrier();
     add_gradients(team, encoder_, grad);
   });
@@ -151,7 +151,7 @@ void Plan::log_joint(const float* params, const float* x, int x_rows, const floa
   pool_.run([&](Team& team) {
     pack(team, decoder_, params, dz != nullptr);
     team.barrier();
-    forward(team, decoder_, z, spec.latent_dim, rows);
+    forward(team, decoder_, z, spec.latent_dim, rows, nullptr);
     kernels.likelihood(g, team.begin(rows), team.end(rows));
     if (dz) {
       team.barrier();

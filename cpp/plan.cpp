@@ -149,7 +149,7 @@ bool Plan::proceed(Team& team) {
 }
 
 // y_i = f(y_{i-1} W_i + b_i), the last layer affine
-bool Plan::forward(Team& team, Chain& chain, const float* x, long x_ld, int rows) {
+bool Plan::forward(Team& team, Chain& chain, const float* x, long x_ld, int rows, const Nonzeros* nonzeros) {
   for (size_t i = 0; i < chain.layers.size(); ++i) {
     const Layer& layer = chain.layers[i];
     Affine g = {};
@@ -164,6 +164,7 @@ bool Plan::forward(Team& team, Chain& chain, const float* x, long x_ld, int rows
     g.rows = rows;
     g.depth = layer.fan_in;
     g.panels = layer.panels;
+    g.nonzeros = i ? nullptr : nonzeros;
     run_tasks(team, kernels.affine_tasks(g), [&](int begin, int end) { kernels.affine(g, begin, end); });
     if (!proceed(team)) return false;
   }
@@ -198,7 +199,8 @@ bool Plan::backward(Team& team, Chain& chain, int rows) {
 }
 
 // With `update` each tile of dW is applied where it stands; without, stored in gw and gb.
-void Plan::weight_gradients(Team& team, Chain& chain, const float* x, long x_ld, int rows, const Update* update) {
+void Plan::weight_gradients(Team& team, Chain& chain, const float* x, long x_ld, int rows, const Update* update,
+                            const Nonzeros* nonzeros) {
   for (size_t i = 0; i < chain.layers.size(); ++i) {
     Layer& layer = chain.layers[i];
     WeightGradient g = {};
@@ -220,6 +222,7 @@ void Plan::weight_gradients(Team& team, Chain& chain, const float* x, long x_ld,
       g.update = *update;
     else
       g.gw = layer.gw.get(), g.gb = layer.gb.get();
+    g.nonzeros = i ? nullptr : nonzeros;
     int tasks = kernels.weight_tasks(g);
     kernels.weight_gradient(g, team.begin(tasks), team.end(tasks));
   }

@@ -131,16 +131,19 @@ class Plan {
   void pack(Team& team, Chain& chain, const float* params, bool transposed);
   void pack_state(Team& team, Chain& chain, const float* state, int slots);
   void unpack(Team& team, const Chain& chain, float* params, float* state, int slots);
-  bool forward(Team& team, Chain& chain, const float* x, long x_ld, int rows);
+  bool forward(Team& team, Chain& chain, const float* x, long x_ld, int rows, const Nonzeros* nonzeros);
   bool backward(Team& team, Chain& chain, int rows);
   bool input_gradient(Team& team, const Layer& layer, const Matrix& dy, int rows, const Matrix* h,
                       Activation activation, Matrix& dx);
-  void weight_gradients(Team& team, Chain& chain, const float* x, long x_ld, int rows, const Update* update);
+  void weight_gradients(Team& team, Chain& chain, const float* x, long x_ld, int rows, const Update* update,
+                        const Nonzeros* nonzeros);
   void add_gradients(Team& team, const Chain& chain, float* grad);
   void allocate_gradients(Chain& chain);
   bool step(Team& team, const TrainArguments& t, int64_t i);
   template <typename F>
   void run_tasks(const Team& team, int tasks, F f);
+  void allocate_nonzeros();
+  const Nonzeros* few_nonzeros(int minibatch) const;
   bool interrupt_due(const Team& team);
   bool proceed(Team& team);
 
@@ -150,6 +153,9 @@ class Plan {
   Chain encoder_, decoder_;
   Matrix x_, z_, dz_;
   Floats eps_, kl_, log_px_;
+  Nonzeros nonzeros_ = {};  // of the minibatch; its lists lie in the two vectors
+  std::vector<int32_t> nonzero_integers_;
+  std::vector<float> nonzero_values_;
   size_t parameter_count_ = 0;
   std::function<bool()> interrupted_;  // asked by thread 0 where a call may be cut short
   std::atomic<bool> cut_{false};       // tasks not begun are left out

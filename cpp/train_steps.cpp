@@ -6,6 +6,15 @@
 #include "plan.hpp"
 
 namespace fastvae {
+namespace {
+
+// Share of nonzeros up to which the lists are used. Measured: they break even with the dense products at 0.45 to 0.5,
+// at minibatches of 100 and 1000 and at every level; at MNIST's 0.19 they save 14 % of the paper's step.
+constexpr double sparse_density = 0.4;
+// Elements of x up to which lists are kept: 64 MB of them.
+constexpr size_t most_listed = size_t{1} << 22;
+
+}  // namespace
 
 Update OptimizerSpec::at(int64_t step, double decay) const {
   Update u = {};
@@ -26,6 +35,31 @@ Update OptimizerSpec::at(int64_t step, double decay) const {
   return u;
 }
 
+// Room for the nonzeros of the largest minibatch, where that is not too much.
+void Plan::allocate_nonzeros() {
+  const size_t all = static_cast<size_t>(rows) * spec.data_dim, slack = 16;
+  if (nonzeros_.ld || all > most_listed) return;
+  const size_t by_row = all + slack * rows;
+  nonzero_integers_.resize(by_row + all + rows + spec.data_dim);
+  nonzero_values_.resize(by_row + all);
+  nonzeros_.ld = static_cast<long>(spec.data_dim + slack);
+  nonzeros_.column_ld = rows;
+  nonzeros_.index = nonzero_integers_.data();
+  nonzeros_.column_index = nonzeros_.index + by_row;
+  nonzeros_.count = nonzeros_.column_index + all;
+  nonzeros_.column_count = nonzeros_.count + rows;
+  nonzeros_.value = nonzero_values_.data();
+  nonzeros_.column_value = nonzeros_.value + by_row;
+}
+
+// The minibatch's nonzeros when they are few enough to be worth it.
+const Nonzeros* Plan::few_nonzeros(int minibatch) const {
+  if (!nonzeros_.ld) return nullptr;
+  int64_t total = 0;
+  for (int m = 0; m < minibatch; ++m) total += nonzeros_.count[m];
+  return static_cast<double>(total) <= sparse_density * minibatch * spec.data_dim ? &nonzeros_ : nullptr;
+}
+
 // One step of Algorithm 1. False, with nothing updated, when the bound is not finite or an interrupt is due.
 bool Plan::step(Team& team, const TrainArguments& t, int64_t i) {
   const int all = draws * t.rows, latent_dim = spec.latent_dim;
@@ -33,15 +67,24 @@ bool Plan::step(Team& team, const TrainArguments& t, int64_t i) {
   double weight = t.kl_weight;
   if (t.kl_warmup > 0) weight *= std::min(1.0, static_cast<double>(now) / static_cast<double>(t.kl_warmup));
 
-  Gather minibatch = {t.data, t.order + i * t.rows,       t.scale, t.binarize,
-                      t.seed, static_cast<uint64_t>(now), x_.p,    x_.ld};
+  Gather minibatch = {t.data,
+                      t.order + i * t.rows,
+                      t.scale,
+                      t.binarize,
+                      t.seed,
+                      static_cast<uint64_t>(now),
+                      x_.p,
+                      x_.ld,
+                      nonzeros_.ld ? &nonzeros_ : nullptr};
   kernels.gather(minibatch, team.begin(t.rows), team.end(t.rows));
   int blocks = ceil_div(all * latent_dim, 4);
   kernels.normal(t.seed, minibatch.step, stream_latent, eps_.get(), 4L * team.begin(blocks),
                  std::min(4L * team.end(blocks), static_cast<long>(all) * latent_dim));
   if (!proceed(team)) return false;
 
-  if (!forward(team, encoder_, x_.p, x_.ld, t.rows)) return false;
+  const Nonzeros* few = few_nonzeros(t.rows);
+  if (few) kernels.list_columns(*few, team.begin(spec.data_dim), team.end(spec.data_dim));
+  if (!forward(team, encoder_, x_.p, x_.ld, t.rows, few)) return false;
 
   Matrix &heads = encoder_.y.back(), &dheads = encoder_.dy.back();
   Latent latent = {};
@@ -64,7 +107,7 @@ bool Plan::step(Team& team, const TrainArguments& t, int64_t i) {
   kernels.latent_forward(latent, team.begin(t.rows), team.end(t.rows));
   if (!proceed(team)) return false;
 
-  if (!forward(team, decoder_, z_.p, z_.ld, all)) return false;
+  if (!forward(team, decoder_, z_.p, z_.ld, all, nullptr)) return false;
 
   Matrix &out = decoder_.y.back(), &dout = decoder_.dy.back();
   Density g = density(t.rows);
@@ -95,8 +138,8 @@ bool Plan::step(Team& team, const TrainArguments& t, int64_t i) {
   if (!backward(team, encoder_, t.rows)) return false;
 
   Update update = t.optimizer.at(now, t.decay);
-  weight_gradients(team, decoder_, z_.p, z_.ld, all, &update);
-  weight_gradients(team, encoder_, x_.p, x_.ld, t.rows, &update);
+  weight_gradients(team, decoder_, z_.p, z_.ld, all, &update, nullptr);
+  weight_gradients(team, encoder_, x_.p, x_.ld, t.rows, &update, few);
   team.barrier();
   return true;
 }
@@ -120,6 +163,8 @@ void Plan::train_steps(const TrainArguments& t, const std::function<bool()>& int
       plan.stop_phase_ = INT64_MAX;
     }
   } reset{*this};
+  allocate_nonzeros();
+  nonzeros_.rows = t.rows;
   auto asked = std::chrono::steady_clock::now();
   interrupted_ = [&] {
     auto now = std::chrono::steady_clock::now();

@@ -1,0 +1,100 @@
+"""The first layer from nonzeros: the same bits as the dense products, whatever the minibatch's density."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+from fastvae import backends
+from fastvae.network import Network, initialise
+from fastvae.optimizer import Optimizer
+from fastvae.training import aevb
+
+pytestmark = pytest.mark.skipif(backends.unavailable("cpp") is not None, reason=str(backends.unavailable("cpp")))
+
+OPTIMIZERS = [Optimizer("adagrad", 0.01), Optimizer("adagrad", 0.01, hold_steps=2), Optimizer("adam"), Optimizer("sgd")]
+SHAPES = [
+    (Network(784, 20), 100, 1),
+    (Network(65, 3, (33,), (17,)), 51, 2),
+    (Network(5, 1, (), ()), 1, 1),
+    (Network(130, 2, (129, 8), (9,), "softplus", "gaussian"), 7, 3),
+]
+
+
+def make_rows(n_rows: int, data_dim: int, density: float) -> np.ndarray:
+    generator = np.random.default_rng(0)
+    rows = generator.integers(1, 256, (n_rows, data_dim), dtype=np.uint8)
+    rows[generator.random(rows.shape) >= density] = 0
+    rows[:, data_dim // 2] = 0  # a column that no row touches
+    rows[0] = 0
+    return rows
+
+
+def arguments(network: Network, optimizer: Optimizer, decay: float) -> dict[str, Any]:
+    params = initialise(network, seed=1)
+    state = np.zeros((optimizer.n_slots, params.size), np.float32)
+    return {"params": params, "state": state, "optimizer": optimizer, "seed": 3, "decay": decay}
+
+
+@pytest.mark.parametrize("density", [0.02, 0.3, 0.9])
+@pytest.mark.parametrize("decay", [0.0, 1e-3])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=["adagrad", "adagrad-hold", "adam", "sgd"])
+@pytest.mark.parametrize(("network", "rows", "draws"), SHAPES, ids=["paper", "odd", "one", "deep"])
+def test_the_loop_has_the_bits_of_the_dense_operations(
+    monkeypatch: pytest.MonkeyPatch,
+    network: Network,
+    rows: int,
+    draws: int,
+    optimizer: Optimizer,
+    decay: float,
+    density: float,
+) -> None:
+    """Operations are always dense, the loop takes lists of nonzeros below its threshold."""
+    engine = backends.load("cpp")
+
+    def engine_normal(*, seed: int, step: int, stream: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        out = np.empty(shape, dtype)
+        engine.normal(seed=seed, step=step, stream=stream, out=out)
+        return out
+
+    monkeypatch.setattr(aevb, "normal", engine_normal)
+    data = make_rows(3 * rows, network.data_dim, density)
+    order = np.random.default_rng(1).permutation(3 * rows).reshape(3, rows)
+    plan = engine.plan(network, rows=rows, draws=draws, precision="fp32", n_threads=2)
+    shared: dict[str, Any] = {"data": data, "scale": 1 / 255, "binarize": "none", "kl_weight": 1.0}
+
+    ref, buffers = arguments(network, optimizer, decay), aevb.Buffers.allocate(network, rows, draws)
+    stats = [aevb.compose_step(plan, buffers, index=index, step=t, **ref, **shared) for t, index in enumerate(order)]
+    comp, comp_stats = arguments(network, optimizer, decay), np.empty((3, 2))
+    done = np.zeros(1, np.int64)
+    plan.train_steps(order=order, step=0, kl_warmup=0, stats=comp_stats, done=done, **comp, **shared)
+
+    np.testing.assert_array_equal(comp["params"], ref["params"])
+    np.testing.assert_array_equal(comp["state"], ref["state"])
+    np.testing.assert_allclose(comp_stats, stats, rtol=1e-14)
+
+
+def test_csr_and_dense_rows_train_to_the_same_bits() -> None:
+    network, optimizer = Network(60, 3, (40,), (40,)), Optimizer("adam")
+    dense = make_rows(90, 60, 0.2)
+    plan = backends.load("cpp").plan(network, rows=30, draws=1, precision="fp32", n_threads=2)
+    results = []
+    for data in (dense, scipy.sparse.csr_array(dense)):
+        run = arguments(network, optimizer, 0.0)
+        plan.train_steps(
+            data=data,
+            order=np.arange(90).reshape(3, 30),
+            scale=1 / 255,
+            binarize="none",
+            step=0,
+            kl_weight=1.0,
+            kl_warmup=0,
+            stats=np.empty((3, 2)),
+            done=np.zeros(1, np.int64),
+            **run,
+        )
+        results.append(run["params"])
+    np.testing.assert_array_equal(*results)
