@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,6 +13,12 @@ if TYPE_CHECKING:
     from fastvae.vae import VAE
 
 __all__ = ["VAE", "Network", "Optimizer", "__version__"]
+
+if find_spec("fastvae.kernels") is None:
+    raise ImportError(
+        f"{__path__[0]} is fastvae's source folder, not an installed fastvae: run Python from another folder, "
+        "or install the folder above it with `pip install -e .`"
+    )
 
 __version__ = version("fastvae")
 

@@ -86,3 +86,13 @@ def test_wheel_installs_in_a_clean_environment(tmp_path: Path) -> None:
     assert result["backend"] == "cpp"
     assert result["epochs"] == 2
     run(python, "-m", "fastvae.bench", "--help", cwd=tmp_path)
+
+
+def test_the_source_folder_says_that_it_is_not_installed(tmp_path: Path) -> None:
+    (tmp_path / "fastvae").symlink_to(REPOSITORY / "fastvae")
+    code = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in type(f).__module__.lower()]; "
+    done = subprocess.run(
+        [sys.executable, "-c", code + "import fastvae"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "is fastvae's source folder, not an installed fastvae" in done.stderr.splitlines()[-1]
