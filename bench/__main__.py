@@ -77,11 +77,10 @@ def machine() -> dict[str, Any]:
     versions = {"fastvae": __version__, "python": platform.python_version(), "numpy": np.__version__}
     with contextlib.suppress(PackageNotFoundError):
         versions["torch"] = version("torch")
-    isa_level = getattr(backends.load(), "isa_level", None)
     return {
         "system": platform.platform(),
         "processor": platform.processor() or platform.machine(),
-        "isa_level": isa_level() if isa_level else None,
+        "isa_level": backends.isa_level(backends.load()),
         "versions": versions,
     }
 

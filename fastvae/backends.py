@@ -2,35 +2,56 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
+import warnings
+from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from fastvae.errors import BackendError
 
 if TYPE_CHECKING:
     from fastvae.kernels import Engine
 
-__all__ = ["NAMES", "default_threads", "load", "resolve", "unavailable"]
+__all__ = ["MAX_THREADS", "NAMES", "default_threads", "isa_level", "load", "resolve", "unavailable"]
 
 # name -> module, in the order in which "auto" tries them
 _MODULES = {"cpp": "fastvae._native", "reference": "fastvae.kernels.reference"}
 NAMES = tuple(_MODULES)
 
+MAX_THREADS = 1024
+_CGROUP = Path("/sys/fs/cgroup")
+
 
 def unavailable(name: str) -> str | None:
     """Say in one line why a backend cannot be used here, or None when it can."""
-    if name not in _MODULES:
+    if not isinstance(name, str) or name not in _MODULES:
         return f"unknown backend {name!r}: choose one of auto, {', '.join(NAMES)}"
     try:
-        import_module(_MODULES[name])
+        isa_level(import_module(_MODULES[name]))
     except ImportError as error:
         return f"backend {name!r} cannot be imported ({error}): reinstall fastvae with a C++ compiler present"
+    except BackendError as error:
+        return str(error)
     return None
 
 
+def isa_level(engine: Any) -> str | None:
+    """Return the instruction set that an engine runs on, or None for one without levels.
+
+    Raises
+    ------
+    BackendError
+        The environment asks for one that the machine does not have.
+    """
+    return str(engine.isa_level()) if hasattr(engine, "isa_level") else None
+
+
 def resolve(name: str = "auto") -> str:
-    """Turn ``"auto"`` into the first backend available; any other name into itself.
+    """Turn ``"auto"`` into the first backend available, any other name into itself; warn when the first is not cpp.
 
     Raises
     ------
@@ -38,10 +59,18 @@ def resolve(name: str = "auto") -> str:
         The backend is unknown or unavailable.
     """
     if name == "auto":
-        return next(candidate for candidate in NAMES if unavailable(candidate) is None)
+        chosen = next(candidate for candidate in NAMES if unavailable(candidate) is None)
+        for passed_over in NAMES[: NAMES.index(chosen)]:
+            _warn_once(f"{unavailable(passed_over)}; taking the backend {chosen!r}, which is slower")
+        return chosen
     if reason := unavailable(name):
         raise BackendError(reason)
     return name
+
+
+@cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=3)
 
 
 def load(name: str = "auto") -> Engine:
@@ -56,5 +85,16 @@ def load(name: str = "auto") -> Engine:
 
 
 def default_threads() -> int:
-    """Return the number of processors that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of processors that this process may use, by its affinity and its control group's quota."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min(allowed, _quota(), MAX_THREADS)))
+
+
+def _quota() -> float:
+    """Return the processors that the control group grants (version 2, else 1), or infinity without a limit."""
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+            quota, period = " ".join((_CGROUP / file).read_text() for file in files).split()
+            if float(quota) > 0:
+                return float(quota) / float(period)
+    return math.inf

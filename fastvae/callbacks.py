@@ -33,7 +33,7 @@ class Callback:
         """Return the next step after `step` at which `on_steps` must be called; None for any."""
 
     def on_steps(self, run: Run) -> None:
-        """After some steps, about ten times a second."""
+        """After some steps, about twice a second."""
 
     def on_epoch_metrics(self, run: Run, row: dict[str, Any]) -> None:
         """When an epoch's steps are done: add columns to its row of the history (plain JSON values)."""
@@ -160,9 +160,9 @@ class Progress(Callback):
 
     def on_epoch_end(self, run: Run, row: dict[str, Any]) -> None:
         """Print the epoch's figures."""
-        n_epochs = run.n_steps // run.steps_per_epoch
+        of = "" if run.n_epochs is None else f"/{run.n_epochs}"
         test = row.get("elbo_test")
-        line = f"epoch {row['epoch']:>{len(str(n_epochs))}}/{n_epochs}  elbo {row['elbo']:.3f}"
+        line = f"epoch {row['epoch']:>{max(len(of) - 1, 0)}}{of}  elbo {row['elbo']:.3f}"
         line += "" if test is None else f"  test {test:.3f}"
         line += f"  kl {row['kl']:.3f}  {row['samples_per_second']:,.0f} samples/s"
         if self.bar is not None:

@@ -37,6 +37,7 @@ from safetensors.numpy import load as _deserialize
 from safetensors.numpy import save as _serialize
 
 from fastvae.errors import CheckpointError
+from fastvae.files import make_folder, sync_folder
 
 __all__ = ["FORMAT_VERSION", "Checkpoint", "list_checkpoints", "load_latest", "read", "save", "write"]
 
@@ -171,7 +172,7 @@ def save(folder: str | os.PathLike[str], checkpoint: Checkpoint, *, step: int, k
     folder = Path(folder)
     path = folder / f"checkpoint-{step:012d}.safetensors"
     try:
-        _make_folder(folder)
+        make_folder(folder)
     except OSError as error:
         raise _not_written(path, error) from error
     write(path, checkpoint)
@@ -381,7 +382,7 @@ def _write_durably(path: Path, header: bytes, body: memoryview) -> None:
             handle.flush()
             os.fsync(handle.fileno())
             os.replace(temporary, path)  # before the handle and so the lock is released: see _remove_stale
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -405,24 +406,6 @@ def _remove_stale(folder: Path) -> None:
         with contextlib.suppress(OSError), temporary.open("r+b") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             temporary.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # a filesystem that has no sync of folders
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _make_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        _make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        _sync_folder(folder.parent)
 
 
 def _prune(folder: Path, step: int, keep: int) -> None:

@@ -1,6 +1,6 @@
 """Exceptions of fastvae: each message names the cause and the mend, in one line."""
 
-__all__ = ["BackendError", "CheckpointError", "DataError", "DivergenceError", "FastvaeError"]
+__all__ = ["BackendError", "CheckpointError", "DataError", "DivergenceError", "FastvaeError", "one_line"]
 
 
 class FastvaeError(Exception):
@@ -21,3 +21,8 @@ class BackendError(FastvaeError, RuntimeError):
 
 class DivergenceError(FastvaeError, ArithmeticError):
     """The training objective stopped being finite."""
+
+
+def one_line(cause: object) -> str:
+    """Return the text of an exception (or other object) in one line, or its type's name when it has none."""
+    return " ".join(str(cause).split()) or type(cause).__name__

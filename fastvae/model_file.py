@@ -43,7 +43,7 @@ def to_checkpoint(model: VAE, **extra: Any) -> Checkpoint:
         },
         "engine": {
             "backend": engine.NAME,
-            "isa": settings.isa_level(engine),
+            "isa": backends.isa_level(engine),
             "precision": model.precision,
             "n_threads": model.n_threads or backends.default_threads(),
         },

@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastvae import rng
+from fastvae.arguments import choice, integer, positive, real
 
-__all__ = ["ACTIVATIONS", "LIKELIHOODS", "MEANS", "Dense", "Network", "ParameterLayout", "initialise"]
+__all__ = ["ACTIVATIONS", "LIKELIHOODS", "MEANS", "Dense", "Network", "ParameterLayout", "check_init", "initialise"]
 
 ACTIVATIONS = ("tanh", "relu", "softplus", "sigmoid")
 LIKELIHOODS = ("bernoulli", "gaussian")
 MEANS = ("sigmoid", "identity")
+MAX_WIDTH = 2**24
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Network:
     Raises
     ------
     ValueError
-        A dimension below 1 or above 2^24, or an unknown name.
+        A dimension below 1 or above 2^24, an unknown name, or a floor outside [-80, 20].
     """
 
     data_dim: int
@@ -60,23 +62,17 @@ class Network:
     logvar_floor: float = -10.0
 
     def __post_init__(self) -> None:
-        widths = {"data_dim": self.data_dim, "latent_dim": self.latent_dim}
+        for name in ("data_dim", "latent_dim"):
+            object.__setattr__(self, name, integer(name, getattr(self, name), low=1, high=MAX_WIDTH))
         for side in ("encoder_hidden", "decoder_hidden"):
-            object.__setattr__(self, side, tuple(getattr(self, side)))
-            widths |= {f"{side}[{i}]": width for i, width in enumerate(getattr(self, side))}
-        for name, width in widths.items():
-            if isinstance(width, bool) or not isinstance(width, int | np.integer) or not 1 <= width <= 2**24:
-                raise ValueError(f"{name} must be an integer from 1 to 2^24, got {width!r}")
-        for side in ("data_dim", "latent_dim"):
-            object.__setattr__(self, side, int(getattr(self, side)))
-        for side in ("encoder_hidden", "decoder_hidden"):
-            object.__setattr__(self, side, tuple(int(width) for width in getattr(self, side)))
+            widths = enumerate(getattr(self, side))
+            checked = tuple(integer(f"{side}[{i}]", width, low=1, high=MAX_WIDTH) for i, width in widths)
+            object.__setattr__(self, side, checked)
         for name, known in (("activation", ACTIVATIONS), ("likelihood", LIKELIHOODS), ("mean", MEANS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        if not np.isfinite(self.logvar_floor) or not -80 <= self.logvar_floor <= 20:
+            choice(name, getattr(self, name), known)
+        object.__setattr__(self, "logvar_floor", real("logvar_floor", self.logvar_floor))
+        if not -80 <= self.logvar_floor <= 20:
             raise ValueError(f"logvar_floor must lie in [-80, 20], got {self.logvar_floor!r}")
-        object.__setattr__(self, "logvar_floor", float(self.logvar_floor))
 
     @property
     def decoder_heads(self) -> tuple[str, ...]:
@@ -193,6 +189,14 @@ class ParameterLayout:
         return views
 
 
+def check_init(init: Any) -> str | float:
+    """Return `initialise`'s argument `init`, or raise ValueError."""
+    try:
+        return init if isinstance(init, str) and init == "fan_in" else positive("init", init)
+    except ValueError:
+        raise ValueError(f"init must be 'fan_in' or a positive standard deviation, got {init!r}") from None
+
+
 def initialise(network: Network, *, seed: int, init: str | float = "fan_in") -> NDArray[np.float32]:
     """Draw initial parameters: normal weights, zero biases.
 
@@ -208,9 +212,13 @@ def initialise(network: Network, *, seed: int, init: str | float = "fan_in") -> 
     Returns
     -------
     ndarray of shape (network.layout.size,), float32
+
+    Raises
+    ------
+    ValueError
+        `init` is neither.
     """
-    if not (init == "fan_in" or (isinstance(init, int | float) and 0 < init < np.inf)):
-        raise ValueError(f"init must be 'fan_in' or a positive standard deviation, got {init!r}")
+    init = check_init(init)
     params = np.zeros(network.layout.size, np.float32)
     for index, layer in enumerate(network.layout.layers):
         sd = layer.fan_in**-0.5 if init == "fan_in" else float(init)

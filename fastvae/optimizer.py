@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fastvae.arguments import choice, integer, real
+
 __all__ = ["DEFAULT_LEARNING_RATES", "OPTIMIZERS", "Optimizer"]
 
 # name -> number of state values per parameter
@@ -31,14 +33,14 @@ class Optimizer:
     momentum, beta1, beta2 : float
         In [0, 1).
     epsilon : float
-        Positive; both optimizers that use it default to 1e-8.
+        In [1e-37, 1): below that it is nothing in float32. Both optimizers that use it default to 1e-8.
     hold_steps : int
         For ``adagrad``: number of first steps that gather squares and leave the parameters alone.
 
     Raises
     ------
     ValueError
-        An unknown name or a constant out of range.
+        An unknown name, or a constant that is not a number or out of range.
     """
 
     name: str = "adam"
@@ -50,17 +52,17 @@ class Optimizer:
     hold_steps: int = 0
 
     def __post_init__(self) -> None:
-        if self.name not in OPTIMIZERS:
-            raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.name!r}")
+        choice("optimizer", self.name, OPTIMIZERS)
+        for name in ("learning_rate", "momentum", "beta1", "beta2", "epsilon"):
+            object.__setattr__(self, name, real(name, getattr(self, name)))
+        object.__setattr__(self, "hold_steps", integer("hold_steps", self.hold_steps, low=0, high=2**53))
         if not 0 < self.learning_rate <= 1e3:
             raise ValueError(f"learning_rate must lie in (0, 1000], got {self.learning_rate!r}")
         for name in ("momentum", "beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)!r}")
-        if not 0 < self.epsilon < 1:
-            raise ValueError(f"epsilon must lie in (0, 1), got {self.epsilon!r}")
-        if self.hold_steps < 0:
-            raise ValueError(f"hold_steps must not be negative, got {self.hold_steps!r}")
+        if not 1e-37 <= self.epsilon < 1:
+            raise ValueError(f"epsilon must lie in [1e-37, 1), the range of float32, got {self.epsilon!r}")
 
     @property
     def n_slots(self) -> int:

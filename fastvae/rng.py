@@ -4,6 +4,9 @@ A stream is a pure function of (seed, stream, step, element), so every backend d
 on any number of threads. Word ``i`` of a stream is word ``i % 4`` of the block with key = seed (low, high word) and
 counter = (i // 4, step low, step high, stream).
 
+The words are exact everywhere. `normal` makes its numbers from NumPy's float64 logarithm, sine and cosine, so they are
+identical to the last bit for one build of NumPy on one kind of processor, and may differ in it between two.
+
 Reference: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
 """
 

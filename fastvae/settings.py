@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastvae import backends
+from fastvae.arguments import choice, integer, positive, real
+from fastvae.callbacks import Callback
 from fastvae.errors import BackendError
-from fastvae.network import Network
+from fastvae.evaluation.elbo import POOL_DRAWS
+from fastvae.network import MAX_WIDTH, Network, check_init
 from fastvae.optimizer import DEFAULT_LEARNING_RATES, OPTIMIZERS, Optimizer
 
 if TYPE_CHECKING:
@@ -20,12 +23,11 @@ if TYPE_CHECKING:
 __all__ = [
     "TRAINING_BINARIZE",
     "check",
+    "check_batch_size",
     "check_memory",
     "check_unchanged",
     "dtype",
     "from_json",
-    "integer",
-    "isa_level",
     "network",
     "optimizer",
     "seed",
@@ -34,19 +36,8 @@ __all__ = [
 
 TRAINING_BINARIZE = ("none", "dynamic", "fixed")
 
-# Philox of a layer's initial weights, and the activations of forward and backward: bytes per value, roughly.
-_INIT_BYTES, _ACTIVATION_BYTES = 48, 12
-
-
-def integer(name: str, value: Any, *, low: int, high: int = 2**31 - 1) -> int:
-    """Return an integer parameter, or raise ValueError naming its range."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not low <= value <= high:
-        raise ValueError(f"{name} must be an integer from {low} to {high}, got {value!r}")
-    return int(value)
-
-
-def _is_real(value: Any) -> bool:
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+# Noise on its way to initial weights or draws, and activations of forward and backward: bytes per value, roughly.
+_NOISE_BYTES, _ACTIVATION_BYTES = 48, 12
 
 
 def check(model: VAE) -> None:
@@ -54,33 +45,32 @@ def check(model: VAE) -> None:
 
     Raises
     ------
-    ValueError, TypeError
-        A parameter is out of range.
+    ValueError
+        A parameter is of another kind or out of range.
     BackendError
         The backend or precision is not available.
     """
     network(model, 1)
     optimizer(model)
+    check_init(model.init)
     for name, low, high in (("batch_size", 1, 2**24), ("n_epochs", 1, 2**31 - 1), ("n_draws", 1, 2**16)):
         integer(name, getattr(model, name), low=low, high=high)
     integer("kl_warmup", model.kl_warmup, low=0, high=2**53)
     if model.n_threads is not None:
-        integer("n_threads", model.n_threads, low=1, high=4096)
-    for name in ("kl_weight", "scale"):
-        value = getattr(model, name)
-        if value is None and name == "scale":
-            continue
-        if not _is_real(value) or not 0 <= value < np.inf:
-            raise ValueError(f"{name} must be a finite number that is not negative, got {value!r}")
+        integer("n_threads", model.n_threads, low=1, high=backends.MAX_THREADS)
+    if model.scale is not None:
+        positive("scale", model.scale)
+    if not 0 <= real("kl_weight", model.kl_weight) < np.inf:
+        raise ValueError(f"kl_weight must be a finite number that is not negative, got {model.kl_weight!r}")
     if not isinstance(model.prior, bool | np.bool_):
         raise ValueError(f"prior must be True or False, got {model.prior!r}")
-    if model.binarize not in TRAINING_BINARIZE:
-        raise ValueError(f"binarize must be one of {', '.join(TRAINING_BINARIZE)}, got {model.binarize!r}")
-    if model.binarize != "none" and model.likelihood != "bernoulli":
+    if choice("binarize", model.binarize, TRAINING_BINARIZE) != "none" and model.likelihood != "bernoulli":
         raise ValueError(f"binarize={model.binarize!r} makes pixels 0 or 1; it needs likelihood='bernoulli'")
-    init: Any = model.init
-    if init != "fan_in" and not (_is_real(init) and 0 < init < np.inf):
-        raise ValueError(f"init must be 'fan_in' or a positive standard deviation, got {init!r}")
+    callbacks: Any = model.callbacks
+    if callbacks is not None and not (
+        isinstance(callbacks, list | tuple) and all(isinstance(each, Callback) for each in callbacks)
+    ):
+        raise ValueError(f"callbacks must be a list of Callback objects, got {callbacks!r}")
     engine = backends.load(model.backend)
     if model.precision not in engine.PRECISIONS:
         raise BackendError(
@@ -108,7 +98,7 @@ def network(model: VAE, data_dim: int) -> Network:
 def _widths(name: str, value: Any) -> tuple[int, ...]:
     if isinstance(value, str) or not hasattr(value, "__iter__"):
         raise ValueError(f"{name} must be a sequence of integers such as (500,), got {value!r}")
-    return tuple(integer(f"{name}[{i}]", width, low=1, high=2**24) for i, width in enumerate(value))
+    return tuple(integer(f"{name}[{i}]", width, low=1, high=MAX_WIDTH) for i, width in enumerate(value))
 
 
 def optimizer(model: VAE) -> Optimizer:
@@ -118,11 +108,8 @@ def optimizer(model: VAE) -> Optimizer:
         if rate is not None:
             raise ValueError("learning_rate must be None when optimizer is an Optimizer; set it there")
         return chosen
-    if chosen not in OPTIMIZERS:
-        raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {chosen!r}")
-    if rate is not None and not _is_real(rate):
-        raise ValueError(f"learning_rate must be a number, got {rate!r}")
-    return Optimizer(chosen, DEFAULT_LEARNING_RATES[chosen] if rate is None else float(rate))
+    name = choice("optimizer", chosen, OPTIMIZERS)
+    return Optimizer(name, DEFAULT_LEARNING_RATES[name] if rate is None else rate)
 
 
 def dtype(model: VAE) -> np.dtype[Any]:
@@ -165,13 +152,28 @@ def check_unchanged(model: VAE) -> None:
             raise ValueError(f"training began with {name} {before}, not {after}; set it back or fit anew")
 
 
+def check_batch_size(model: VAE) -> None:
+    """Refuse to resume `fit` with another minibatch size: a step's number would stand for another place in the data.
+
+    Raises
+    ------
+    ValueError
+        `batch_size` is not that of the steps done.
+    """
+    state = model.state_
+    if state.samples != state.step * model.batch_size:
+        before = state.samples // state.step
+        raise ValueError(f"training began with batch_size {before}, not {model.batch_size}; set it back or fit anew")
+
+
 def check_memory(model: VAE, network: Network, optimizer: Optimizer) -> None:
     """Refuse a model that cannot fit, before the system kills the process for it.
 
     Raises
     ------
     MemoryError
-        Parameters, optimizer state and one minibatch need more than the machine's memory.
+        Parameters, gradient, optimizer state, the engine's and a checkpoint's copy of them, one minibatch and the draws
+        of evaluation need more than the machine's memory.
     """
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
         return
@@ -179,8 +181,9 @@ def check_memory(model: VAE, network: Network, optimizer: Optimizer) -> None:
     size, itemsize = network.layout.size, dtype(model).itemsize
     rows = int(model.batch_size) * int(model.n_draws)
     needed = (
-        size * itemsize * (2 + optimizer.n_slots)
-        + _INIT_BYTES * max(layer.fan_in * layer.fan_out for layer in network.layout.layers)
+        size * itemsize * ((3 + 2 * optimizer.n_slots) + (1 + optimizer.n_slots))
+        + _NOISE_BYTES
+        * max(POOL_DRAWS * network.latent_dim, *(layer.fan_in * layer.fan_out for layer in network.layout.layers))
         + _ACTIVATION_BYTES * rows * (sum(network.encoder_dims) + sum(network.decoder_dims))
     )
     if needed > available:
@@ -188,12 +191,6 @@ def check_memory(model: VAE, network: Network, optimizer: Optimizer) -> None:
             f"{size} parameters and minibatches of {rows} rows need about {needed / 2**30:.0f} GiB, this machine has "
             f"{available / 2**30:.0f} GiB; choose smaller hidden_dims, batch_size or n_draws"
         )
-
-
-def isa_level(engine: Any) -> str | None:
-    """Return the instruction set that an engine runs on, or None for one without levels."""
-    level = getattr(engine, "isa_level", None)
-    return None if level is None else str(level() if callable(level) else level)
 
 
 def to_json(model: VAE) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -13,11 +14,12 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.validation import check_is_fitted
 
 from fastvae import backends, settings
+from fastvae.arguments import integer
 from fastvae.callbacks import Callback, EpochMetrics, Progress
 from fastvae.checkpoint import write
 from fastvae.data import Dataset, as_dataset, check_values
 from fastvae.errors import CheckpointError
-from fastvae.evaluation import DEFAULT_DRAWS, Bound, decode, encode, evaluate_bound
+from fastvae.evaluation import DEFAULT_DRAWS, PASSING_DRAWS, Bound, decode, encode, evaluate_bound
 from fastvae.evaluation.inference import batch_rows
 from fastvae.kernels import Array, Plan
 from fastvae.network import initialise
@@ -98,7 +100,7 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
     history_ : dict of str to list
         One value per epoch: ``epoch``, ``step``, ``elbo``, ``log_px``, ``kl`` (means over the epoch's minibatches while
         it trained), ``kl_weight``, ``seconds``, ``samples_per_second``; with an `eval_set` also ``elbo_test``,
-        ``log_px_test``, ``kl_test`` and ``active_units``.
+        ``log_px_test``, ``kl_test`` (with one draw per row, see `evaluate` for more) and ``active_units``.
     n_features_in_ : int
         D.
     n_steps_ : int
@@ -175,7 +177,8 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
         Returns
         -------
         self
-            Also after an exception it holds the state that the last complete step left, and `resume` goes on from it.
+            Also after an exception in training it holds the state that the last complete step left, and `resume` goes
+            on from it. After one about arguments, data, backend or memory it is as it was before the call.
 
         Raises
         ------
@@ -192,13 +195,21 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
         """
         settings.check(self)
         dataset = self._training_set(X, self.scale)
-        self._start(dataset)
-        self.fingerprint_: dict[str, Any] | None = fingerprint(dataset)
-        self.n_samples_seen_ = dataset.n_rows
-        return self._run_epochs(dataset, eval_set)
+        with self._kept_on_error():
+            self._start(dataset)
+            self.fingerprint_: dict[str, Any] | None = fingerprint(dataset)
+            self.n_samples_seen_ = dataset.n_rows
+            algorithm, callbacks = self._algorithm(dataset), self._callbacks(eval_set)
+        return self._run_epochs(algorithm, callbacks)
 
     def resume(self, X: Any, *, eval_set: Any = None) -> Self:
-        """Go on with a `fit` that was interrupted, or loaded, or whose `n_epochs` was raised, bit for bit.
+        """Go on with a `fit` that was interrupted, or loaded, or whose `n_epochs` was raised.
+
+        With the same parameters the result is that of a run that was never interrupted, bit for bit; `n_epochs`,
+        `n_threads`, `verbose` and `callbacks` may change all the same. Another `backend` changes the last bits. Others
+        than these take effect from the next step on: `learning_rate` and the constants of an `Optimizer`, `n_draws`,
+        `binarize`, `kl_weight`, `kl_warmup`, `prior`. Refused are another network, optimizer by name, precision of the
+        parameters, `scale`, or `batch_size`, by which epochs are counted. `init` and `random_state` are not looked at.
 
         Parameters
         ----------
@@ -214,7 +225,9 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
         ------
         CheckpointError
             `X` is not the data that it was fitted on, or training was not by `fit`.
-        DataError, ValueError, BackendError, DivergenceError
+        ValueError
+            A parameter is out of range, or changed that may not.
+        DataError, BackendError, DivergenceError
             As in `fit`.
         """
         check_is_fitted(self)
@@ -222,6 +235,7 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
         settings.check_unchanged(self)
         if self.fingerprint_ is None:
             raise CheckpointError("partial_fit has no epochs to resume; call partial_fit with the next rows")
+        settings.check_batch_size(self)
         dataset = self._training_set(X, self.scale)
         found = fingerprint(dataset)
         for name, expected in self.fingerprint_.items():
@@ -230,7 +244,9 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
                     f"these are not the data of the run: {name} is {found[name]}, was {expected}; "
                     "resume with the same data or start another run"
                 )
-        return self._run_epochs(dataset, eval_set)
+        with self._kept_on_error():
+            algorithm, callbacks = self._algorithm(dataset), self._callbacks(eval_set)
+        return self._run_epochs(algorithm, callbacks)
 
     def partial_fit(self, X: Any, y: Any = None) -> Self:
         """Train once on the rows of X in the order given, from where training stands or from fresh parameters.
@@ -253,23 +269,29 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
             As in `fit`.
         """
         settings.check(self)
-        if not self.__sklearn_is_fitted__():
-            dataset = self._dataset(X, self.scale)
-            self._start(dataset)
-            self.n_samples_seen_ = 0
-        else:
-            settings.check_unchanged(self)
-            dataset = self._checked(X)
-        self.fingerprint_ = None
-        self.n_samples_seen_ += dataset.n_rows
-        run_pass(
-            self._algorithm(dataset),
-            self.state_,
-            n_rows=dataset.n_rows,
-            batch_size=int(self.batch_size),
-            callbacks=self._callbacks(None),
-        )
+        with self._kept_on_error():
+            if not self.__sklearn_is_fitted__():
+                dataset = self._dataset(X, self.scale)
+                self._start(dataset)
+                self.n_samples_seen_ = 0
+            else:
+                settings.check_unchanged(self)
+                dataset = self._checked(X)
+            self.fingerprint_ = None
+            self.n_samples_seen_ += dataset.n_rows
+            algorithm, callbacks = self._algorithm(dataset), self._callbacks(None)
+        run_pass(algorithm, self.state_, n_rows=dataset.n_rows, batch_size=int(self.batch_size), callbacks=callbacks)
         return self
+
+    @contextmanager
+    def _kept_on_error(self) -> Iterator[None]:
+        """Set all attributes back when the block fails; it may replace them, but not change what they hold."""
+        before = vars(self).copy()
+        try:
+            yield
+        except BaseException:
+            self.__dict__ = before
+            raise
 
     def _training_set(self, X: Any, scale: float | None) -> Dataset:
         dataset = self._dataset(X, scale)
@@ -299,21 +321,21 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
         params = initialise(network, seed=self.seed_, init=self.init).astype(settings.dtype(self), copy=False)
         self.state_ = State(params, np.zeros((optimizer.n_slots, network.layout.size), params.dtype))
 
-    def _run_epochs(self, dataset: Dataset, eval_set: Any) -> Self:
+    def _run_epochs(self, algorithm: AEVB, callbacks: list[Callback]) -> Self:
         run_epochs(
-            self._algorithm(dataset),
+            algorithm,
             self.state_,
-            n_rows=dataset.n_rows,
+            n_rows=algorithm.dataset.n_rows,
             batch_size=int(self.batch_size),
             n_epochs=int(self.n_epochs),
-            callbacks=self._callbacks(eval_set),
+            callbacks=callbacks,
         )
         return self
 
     def _algorithm(self, dataset: Dataset) -> AEVB:
         self.optimizer_ = settings.optimizer(self)
         return AEVB(
-            self._new_plan(rows=int(self.batch_size), draws=int(self.n_draws)),
+            self._plan("training", rows=int(self.batch_size), draws=int(self.n_draws)),
             self.optimizer_,
             dataset,
             binarize=self.binarize,
@@ -329,7 +351,7 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
             held_out = self._checked(eval_set)
 
             def measure() -> dict[str, Any]:
-                bound = self.evaluate(held_out).summary()
+                bound = self.evaluate(held_out, n_draws=PASSING_DRAWS).summary()
                 columns = {"elbo_test": "elbo", "log_px_test": "log_px_z", "kl_test": "kl"}
                 return {column: bound[name] for column, name in columns.items()} | {
                     "active_units": bound["active_units"]
@@ -391,7 +413,7 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
         ndarray of shape (n_samples, D), float32
         """
         check_is_fitted(self)
-        n_samples = settings.integer("n_samples", n_samples, low=1)
+        n_samples = integer("n_samples", n_samples, low=1)
         key = self.seed_ if random_state is None else settings.seed(random_state)
         shape = (n_samples, self.network_.latent_dim)
         return self.inverse_transform(normal(seed=key, step=0, stream=Stream.SAMPLE, shape=shape))
@@ -441,8 +463,8 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
         return hasattr(self, "state_")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the engine's workspace."""
-        return {name: value for name, value in super().__getstate__().items() if name != "_plan"}
+        """Leave out the engine's workspaces."""
+        return {name: value for name, value in super().__getstate__().items() if name != "_plans"}
 
     @property
     def _n_features_out(self) -> int:
@@ -468,21 +490,23 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
         """Steps done."""
         return self.state_.step
 
-    def _new_plan(self, *, rows: int, draws: int) -> Plan:
-        return backends.load(self.backend).plan(
-            self.network_,
-            rows=rows,
-            draws=draws,
-            precision=self.precision,
-            n_threads=self.n_threads or backends.default_threads(),
-        )
-
     def _inference_plan(self) -> Plan:
-        """Return a plan for whole datasets, built once."""
-        key = (self.network_, self.backend, self.precision, self.n_threads)
-        if getattr(self, "_plan", (None, None))[0] != key:
-            self._plan = (key, self._new_plan(rows=batch_rows(self.network_), draws=1))
-        return self._plan[1]
+        return self._plan("inference", rows=batch_rows(self.network_), draws=1)
+
+    def _plan(self, use: str, *, rows: int, draws: int) -> Plan:
+        """Return the plan for a use, built anew only when what it was built of has changed."""
+        key = (self.network_, self.backend, self.precision, self.n_threads, rows, draws)
+        plans: dict[str, tuple[Any, Plan]] = self.__dict__.setdefault("_plans", {})
+        if use not in plans or plans[use][0] != key:
+            plan = backends.load(self.backend).plan(
+                self.network_,
+                rows=rows,
+                draws=draws,
+                precision=self.precision,
+                n_threads=self.n_threads or backends.default_threads(),
+            )
+            plans[use] = (key, plan)
+        return plans[use][1]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint from which `load` restores everything, so that training can go on too.

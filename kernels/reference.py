@@ -296,12 +296,13 @@ class ReferencePlan(CheckedPlan):
                     kl_weight=kl_weight_at(step + i, kl_weight=kl_weight, kl_warmup=kl_warmup),
                     decay=decay,
                 )
-            except BaseException:  # an interrupt between two statements of the update
+                if not np.isfinite(stats[i, 0] - stats[i, 1]):
+                    return
+                done[0] = i + 1
+            except BaseException:  # an interrupt between two statements: the step is undone and not counted
                 params[:], state[:] = before
+                done[0] = i
                 raise
-            if not np.isfinite(stats[i, 0] - stats[i, 1]):
-                return
-            done[0] = i + 1
 
 
 def plan(network: Network, *, rows: int, draws: int, precision: str, n_threads: int) -> ReferencePlan:

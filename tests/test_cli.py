@@ -16,10 +16,13 @@ import numpy as np
 import pytest
 
 from fastvae import VAE, backends
+from fastvae.callbacks import Checkpointing
 from fastvae.checkpoint import list_checkpoints, read
 from fastvae.cli import main
 from fastvae.data import load
+from fastvae.files import lock_folder
 from fastvae.kernels import Engine
+from fastvae.model_file import to_checkpoint
 
 COMMAND = [sys.executable, "-P", "-c", "from fastvae.cli import main; main()"]
 QUICK = ("--hidden", "16", "--latent-dim", "2", "--epochs", "2")
@@ -115,9 +118,28 @@ def test_evaluate_repeats_the_bound_of_train_bit_for_bit(fastvae: Callable[..., 
 
     assert (test["elbo"], test["log_px_z"], test["kl"]) == (trained["elbo_test"], trained["log_px_z"], trained["kl"])
     assert train["elbo"] == trained["elbo_train"]
+    assert (test["n_draws"], train["n_draws"]) == (4, 1)
+    assert (trained["evaluation_draws"], trained["evaluation_draws_train"]) == (4, 1)
     assert more["elbo"] == pytest.approx(test["elbo"], abs=0.5)
     assert more["elbo"] != test["elbo"]
     assert (more["n_draws"], more["evaluation_seed"]) == (50, 1)
+
+
+def test_a_file_is_split_and_found_as_in_training_from_any_folder(
+    fastvae: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).random((300, 4)))
+    out, rows = ("--out", tmp_path / "run"), ("--data", tmp_path / "rows.npy")
+    monkeypatch.chdir(tmp_path)
+    trained = fastvae("train", "--data", "rows.npy", "--test-fraction", 0.5, *out, *QUICK, "--json").json()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
+    for source in ((), rows, ("--data", "../rows.npy")):
+        assert fastvae("evaluate", tmp_path / "run", *source, "--json").json()["elbo"] == trained["elbo_test"]
+    assert fastvae("evaluate", tmp_path / "run", "--test-fraction", 0.2, "--json").json()["n_rows"] == 60
+    again = fastvae("train", "--resume", *out, "--data", "../rows.npy", "--epochs", 3, "--json").json()
+    assert again["epochs"] == 3
 
 
 def test_evaluate_takes_other_data_of_the_same_width(
@@ -180,18 +202,61 @@ def test_info_names_version_backends_and_folders(fastvae: Callable[..., Result])
     assert values["version"] in text
 
 
+@pytest.mark.filterwarnings("default")
 def test_info_says_why_a_backend_is_missing(fastvae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     keep = backends.unavailable
     monkeypatch.setattr(backends, "unavailable", lambda name: "no compiler, no cpp" if name == "cpp" else keep(name))
 
-    assert "no compiler, no cpp" in fastvae("info").out
+    result = fastvae("info")
+    assert "no compiler, no cpp" in result.out
+    assert result.err.startswith("fastvae: warning: no compiler, no cpp; taking the backend 'reference'")
+    assert result.err.count("\n") == 1
     assert fastvae("info", "--json").json()["backends"]["cpp"]["available"] is False
+
+
+def test_info_says_why_an_instruction_set_is_missing() -> None:
+    if reason := backends.unavailable("cpp"):
+        pytest.skip(reason)
+    environment = {**os.environ, "FASTVAE_SIMD_LEVEL": "sse9"}
+
+    result = subprocess.run([*COMMAND, "info", "--json"], capture_output=True, text=True, timeout=60, env=environment)
+
+    assert result.returncode == 0, result.stderr
+    values = json.loads(result.stdout)
+    assert "FASTVAE_SIMD_LEVEL=sse9" in values["backends"]["cpp"]["reason"]
+    assert values["default_backend"] == "reference"
+    assert result.stderr.count("fastvae: warning: ") == result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "threads"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000\n"}, 8),
+        ({"cpu.max": "250000 100000\n"}, 2),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+    ],
+)
+def test_threads_keep_to_the_control_groups_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], threads: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(backends, "_CGROUP", tmp_path)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    assert backends.default_threads() == threads
 
 
 def test_data_lists_the_named_datasets(fastvae: Callable[..., Result], tmp_path: Path) -> None:
     assert fastvae("data").out.splitlines()[0].split() == ["digits", "1797", "x", "64", "embedded"]
     values = fastvae("data", "list", "--data-dir", tmp_path, "--json").json()
     assert values["mnist"]["state"] == "missing"
+    for args in (("data", "--json"), ("data", "--json", "list")):
+        assert fastvae(*args, "--data-dir", tmp_path).json() == values
     assert str(tmp_path) in fastvae("data", "list", "--data-dir", tmp_path).out
 
 
@@ -224,6 +289,8 @@ def assert_error(result: Result, code: int, text: str) -> None:
         (("train", "--latent-dim", "two"), 2, "--latent-dim"),
         (("train", "--hidden", "5,x"), 2, "not a list of widths"),
         (("train", "--hidden", "0"), 2, "not a list of widths"),
+        (("train", "--hidden", "8", "--hidden", "none"), 2, "nor none by itself"),
+        (("train", "--threads", "1025"), 2, "--threads"),
         (("train", "--activation", "gelu"), 2, "'gelu' is not one of"),
         (("train", "--backend", "abacus"), 2, "'abacus' is not one of"),
         (("train", "--learning-rate", "-1"), 2, "learning_rate must lie in"),
@@ -302,6 +369,58 @@ def test_resume_refuses_options_that_contradict_the_run(fastvae: Callable[..., R
         result = fastvae("train", "--out", run_folder, "--resume", *option)
         assert_error(result, 1, f"the run in {run_folder} has {option[0]}")
     assert fastvae("train", *QUICK, "--out", run_folder, "--resume", "--json").json()["steps"] == 30
+
+
+def test_resume_takes_options_that_say_what_the_default_came_to(fastvae: Callable[..., Result], tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).random((300, 4)))
+    run = ("train", "--data", tmp_path / "rows.npy", "--out", tmp_path / "run", *QUICK)
+    fastvae(*run)
+    same = ("--learning-rate", 0.001, "--test-fraction", 0.1, "--decoder-hidden", 16)
+
+    assert fastvae(*run, "--resume", *same, "--json").json()["steps"] == 4
+    assert_error(fastvae(*run, "--resume", "--learning-rate", 0.1), 1, "has --learning-rate 0.001, not 0.1")
+    assert_error(fastvae(*run, "--resume", "--test-fraction", 0.2), 1, "has --test-fraction 0.1, not 0.2")
+
+
+@pytest.mark.parametrize("subfolder", [".", "checkpoints"])
+def test_resume_refuses_checkpoints_of_the_python_api(
+    fastvae: Callable[..., Result], tmp_path: Path, subfolder: str
+) -> None:
+    model = VAE(2, hidden_dims=(4,), n_epochs=1, random_state=0)
+    model.set_params(callbacks=[Checkpointing(tmp_path / subfolder, lambda: to_checkpoint(model))])
+    model.fit(load("digits").train)
+
+    assert_error(fastvae("train", "--out", tmp_path, "--resume"), 1, "was not written by fastvae train")
+
+
+def test_runs_of_the_same_second_have_folders_of_their_own(
+    fastvae: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda *_: "now")
+
+    def another_starts(*args: Any, **options: Any) -> Any:
+        (tmp_path / "runs" / "digits-now").mkdir(parents=True, exist_ok=True)
+        return load(*args, **options)
+
+    monkeypatch.setattr("fastvae.data.load", another_starts)
+
+    folders = [fastvae("train", *QUICK, "--json").json()["out"] for _ in range(2)]
+
+    assert folders == ["runs/digits-now-2", "runs/digits-now-3"]
+    assert_error(fastvae("train", "--batch-size", 1501), 1, "set batch_size")
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["digits-now", "digits-now-2", "digits-now-3"]
+
+
+def test_a_folder_in_use_is_refused(fastvae: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with lock_folder(tmp_path / "run"):
+        for options in ((), ("--resume",)):
+            result = fastvae("train", *QUICK, "--out", tmp_path / "run", *options)
+            assert_error(result, 1, f"another process trains in {tmp_path / 'run'}")
+
+    assert list((tmp_path / "run").iterdir()) == []
+    assert fastvae("train", *QUICK, "--out", tmp_path / "run").code == 0
 
 
 def test_resume_refuses_other_data_under_the_same_name(fastvae: Callable[..., Result], tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 import dataclasses
+import errno
 import gzip
 import hashlib
 import os
+import stat
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -208,6 +210,18 @@ def test_full_disk(tmp_path, monkeypatch, mirror, mnist):
     with pytest.raises(DataError, match=r"cannot write.*No space left"):
         fetch("mnist", data_dir=tmp_path)
     assert files_under(tmp_path) == []
+
+
+def test_filesystem_without_folder_sync(tmp_path, monkeypatch, mirror, mnist):
+    fsync = os.fsync
+
+    def files_only(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        fsync(descriptor)
+
+    monkeypatch.setattr("os.fsync", files_only)
+    assert fetch("mnist", data_dir=tmp_path) == tmp_path / "mnist"
 
 
 @pytest.mark.parametrize(("name", "words"), [("digits", "needs no download"), ("nope", "digits, mnist, freyface")])

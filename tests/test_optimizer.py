@@ -110,7 +110,13 @@ def test_updates_add_up(engine: Engine, name: str) -> None:
         ("beta2", float("nan")),
         ("epsilon", 0.0),
         ("epsilon", 1.0),
+        ("epsilon", 1e-38),
         ("hold_steps", -1),
+        ("hold_steps", 2.5),
+        ("hold_steps", True),
+        ("learning_rate", "0.1"),
+        ("momentum", None),
+        ("name", ["adam"]),
     ],
 )
 def test_bad_constants_are_refused(field: str, value: Any) -> None:
@@ -121,6 +127,12 @@ def test_bad_constants_are_refused(field: str, value: Any) -> None:
 def test_names_slots_and_rates() -> None:
     assert {name: Optimizer(name).n_slots for name in OPTIMIZERS} == {"adagrad": 1, "adam": 2, "sgd": 1}
     assert DEFAULT_LEARNING_RATES.keys() == OPTIMIZERS.keys()
+
+
+def test_numpy_scalars_become_plain() -> None:
+    rule = Optimizer("adagrad", np.float32(0.5), epsilon=np.float64(1e-8), hold_steps=np.int64(3))
+    assert rule == Optimizer("adagrad", 0.5, epsilon=1e-8, hold_steps=3)
+    assert [type(value) for value in rule.to_dict().values()] == [str, *[float] * 5, int]
 
 
 @pytest.mark.parametrize("rule", RULES)

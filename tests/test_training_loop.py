@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastvae import backends
 from fastvae.callbacks import Callback, Checkpointing, EpochMetrics
 from fastvae.checkpoint import Checkpoint, list_checkpoints, read
 from fastvae.data import Dataset, as_dataset
@@ -219,6 +220,27 @@ def test_steps_done_before_an_engine_raises_are_counted(make_plan: Callable[...,
     run(raising, comp)
 
     assert_same(comp, ref)
+
+
+def test_an_interrupt_between_an_update_and_its_count_undoes_both() -> None:
+    class Interrupting(np.ndarray):  # type: ignore[type-arg]
+        def __getitem__(self, key: Any) -> Any:
+            if key == (1, 0):  # the reference has updated and looks at the bound of its second step
+                raise KeyboardInterrupt
+            return super().__getitem__(key)
+
+    plan = backends.load("reference").plan(NETWORK, rows=BATCH, draws=1, precision="fp32", n_threads=1)
+    algorithm = make_algorithm(plan)
+    ref, comp = make_state(algorithm), make_state(algorithm)
+    order, done = epoch_order(N_ROWS, seed=SEED, epoch=0)[:32].reshape(4, BATCH), np.zeros(1, np.int64)
+    algorithm.advance(ref, order=order[:1], stats=np.empty((1, 2)), done=done)
+
+    with pytest.raises(KeyboardInterrupt):
+        algorithm.advance(comp, order=order, stats=np.empty((4, 2)).view(Interrupting), done=done)
+
+    assert done[0] == 1
+    np.testing.assert_array_equal(comp.params, ref.params)
+    np.testing.assert_array_equal(comp.slots, ref.slots)
 
 
 def test_an_epoch_cut_before_its_row_is_closed_on_resume(make_plan: Callable[..., Plan]) -> None:

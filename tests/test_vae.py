@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from fastvae import VAE, Optimizer
+from fastvae import VAE, Optimizer, backends, settings
 from fastvae.callbacks import Callback
 from fastvae.checkpoint import Checkpoint, read, write
 from fastvae.data import load
@@ -50,7 +51,8 @@ def test_fit_raises_the_bound_of_digits(engine: Engine) -> None:
     assert history["epoch"] == list(range(1, 16))
     assert history["elbo_test"][-1] > history["elbo_test"][0] + 8
     assert history["elbo"][-1] > -32
-    assert model.score(split.test) == pytest.approx(history["elbo_test"][-1])
+    assert split.test is not None
+    assert model.evaluate(split.test, n_draws=1).summary()["elbo"] == history["elbo_test"][-1]
     assert {len(column) for column in history.values()} == {15}
 
 
@@ -207,8 +209,19 @@ def test_integer_data_keep_the_factor_of_the_training_data() -> None:
         ({"kl_warmup": 1.5}, "kl_warmup must be an integer"),
         ({"prior": "yes"}, "prior must be True or False"),
         ({"init": 0.0}, "init must be 'fan_in' or a positive"),
-        ({"scale": -1.0}, "scale must be a finite number"),
+        ({"scale": -1.0}, "scale must be a positive finite number"),
+        ({"scale": 0}, "scale must be a positive finite number"),
+        ({"scale": "big"}, "scale must be a number, got 'big'"),
+        ({"logvar_floor": "a"}, "logvar_floor must be a number, got 'a'"),
+        ({"logvar_floor": None}, "logvar_floor must be a number, got None"),
+        ({"optimizer": ["adam"]}, r"optimizer must be one of adagrad, adam, sgd, got \['adam'\]"),
+        ({"activation": ["tanh"]}, "activation must be one of"),
+        ({"binarize": ["none"]}, "binarize must be one of"),
+        ({"init": np.array([1, 2.0])}, "init must be 'fan_in' or a positive standard deviation"),
+        ({"callbacks": 3}, "callbacks must be a list of Callback objects, got 3"),
+        ({"callbacks": [print]}, "callbacks must be a list of Callback objects"),
         ({"n_threads": 0}, "n_threads must be an integer"),
+        ({"n_threads": 1025}, "n_threads must be an integer from 1 to 1024"),
         ({"random_state": -1}, "random_state must be an integer in"),
         ({"random_state": 0.5}, "random_state must be an integer in"),
     ],
@@ -220,7 +233,7 @@ def test_bad_parameters_are_refused_in_fit(changes: dict[str, Any], match: str) 
     assert "\n" not in str(info.value)
 
 
-@pytest.mark.parametrize("changes", [{"backend": "abacus"}, {"precision": "fp12"}])
+@pytest.mark.parametrize("changes", [{"backend": "abacus"}, {"backend": ["abacus"]}, {"precision": "fp12"}])
 def test_backends_and_precisions_that_are_not_there_are_named(changes: dict[str, Any]) -> None:
     with pytest.raises(BackendError, match=r"abacus|fp12"):
         make_vae(**changes).fit(make_rows())
@@ -229,6 +242,23 @@ def test_backends_and_precisions_that_are_not_there_are_named(changes: dict[str,
 def test_a_model_beyond_the_memory_is_refused_before_it_takes_any() -> None:
     with pytest.raises(MemoryError, match="choose smaller hidden_dims"):
         make_vae(hidden_dims=(2**24, 2**24)).fit(make_rows())
+
+
+@pytest.mark.parametrize(("changes", "n_values"), [({"hidden_dims": (500, 500)}, 10), ({"latent_dim": 5000}, 0)])
+def test_memory_counts_copies_and_the_draws_of_evaluation(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], n_values: int
+) -> None:
+    """Adam: parameters, gradient, two slots, the engine's copies of the three, a checkpoint's; or 4096 draws of z."""
+    model = make_vae(**changes)
+    network, optimizer = settings.network(model, D), settings.optimizer(model)
+    needed = n_values * 4 * network.layout.size or 4096 * 5000 * 4
+    for available, fits in ((needed, False), (20 * needed, True)):
+        monkeypatch.setattr(os, "sysconf", lambda name, n=available: 1 if name == "SC_PAGE_SIZE" else n)
+        if fits:
+            settings.check_memory(model, network, optimizer)
+        else:
+            with pytest.raises(MemoryError, match="choose smaller hidden_dims"):
+                settings.check_memory(model, network, optimizer)
 
 
 def test_bad_data_are_refused_and_lose_nothing() -> None:
@@ -256,9 +286,41 @@ def test_bad_data_are_refused_and_lose_nothing() -> None:
     np.testing.assert_array_equal(model.params_, before)
 
 
+def test_a_fit_that_cannot_begin_leaves_the_fitted_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = make_rows()
+    model = make_vae().fit(rows)
+    before = {"params": model.params_.copy(), "score": model.score(rows), "steps": model.n_steps_}
+    narrow = rows[:, :5].copy()
+
+    with pytest.raises(ValueError, match="X has 12 features, but VAE is expecting 5"):
+        model.fit(narrow, eval_set=rows)
+    with pytest.raises(ValueError, match="X has 5 features"):
+        model.resume(rows, eval_set=narrow)
+    engine = backends.load("reference")
+    monkeypatch.setattr(engine, "plan", lambda *_, **__: (_ for _ in ()).throw(MemoryError("no room")))
+    for use in (model.fit, model.partial_fit):
+        with pytest.raises(MemoryError, match="no room"):
+            model.set_params(backend="reference") and use(rows)
+    monkeypatch.undo()
+
+    model.set_params(backend="auto")
+    assert (model.score(rows), model.n_steps_, model.n_samples_seen_) == (before["score"], before["steps"], 60)
+    np.testing.assert_array_equal(model.params_, before["params"])
+    model.resume(rows)  # and it is still one that fit made
+
+
 def test_divergence_is_an_error_of_fit(engine: Engine) -> None:
     with pytest.raises(DivergenceError, match="lower the learning rate"):
         make_vae(engine, optimizer="sgd", learning_rate=1000.0, n_epochs=50).fit(make_rows())
+
+
+def test_an_overflow_in_the_last_step_is_an_error_too(engine: Engine) -> None:
+    gaussian = {"likelihood": "gaussian", "mean": "identity", "hidden_dims": (4,), "n_epochs": 1, "random_state": 0}
+    steep = gaussian | {"optimizer": "sgd", "learning_rate": 1000.0}
+    rows = np.full((10, 1), 1e18)
+    for use in ("fit", "partial_fit"):
+        with pytest.raises(DivergenceError, match="diverged at step 1: parameter"):
+            getattr(make_vae(engine, **steep), use)(rows)
 
 
 def test_methods_of_an_unfitted_model_say_so(tmp_path: Path) -> None:
@@ -325,6 +387,20 @@ def test_partial_fit_takes_a_fitted_model_further(engine: Engine) -> None:
     assert (model.params_ != before).any()
 
 
+def test_partial_fit_keeps_its_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, built = make_rows(), []
+    engine = backends.load()
+    keep = engine.plan
+    monkeypatch.setattr(engine, "plan", lambda *args, **sizes: (built.append(sizes), keep(*args, **sizes))[1])
+    model = make_vae()
+
+    for _ in range(3):
+        model.partial_fit(rows)
+    assert len(built) == 1
+    model.set_params(batch_size=7).partial_fit(rows)
+    assert [sizes["rows"] for sizes in built] == [10, 7]
+
+
 def test_sampling_is_repeatable_and_seeded() -> None:
     model = make_vae().fit(make_rows())
 
@@ -354,6 +430,14 @@ def test_verbose_prints_a_line_per_epoch_on_stderr(capsys: pytest.CaptureFixture
     assert out == ""
     assert [line.split("  ")[0] for line in err.splitlines()] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
     assert " test " in err
+
+
+def test_verbose_partial_fit_counts_passes_without_an_end(capsys: pytest.CaptureFixture[str]) -> None:
+    model = make_vae(verbose=1)
+
+    model.partial_fit(make_rows(34)).partial_fit(make_rows(17))
+
+    assert [line.split("  ")[0] for line in capsys.readouterr().err.splitlines()] == ["epoch 1", "epoch 2"]
 
 
 def test_fit_keeps_silent_by_default(capsys: pytest.CaptureFixture[str]) -> None:
@@ -399,6 +483,29 @@ def test_resume_refuses_other_data_and_other_models() -> None:
     for change in ({"latent_dim": 3}, {"optimizer": "sgd"}, {"likelihood": "gaussian"}):
         with pytest.raises(ValueError, match="training began with"):
             clone_state(model).set_params(**change).resume(rows)
+
+
+def test_resume_refuses_another_batch_size_and_takes_another_learning_rate() -> None:
+    rows = make_rows()
+    model = make_vae().fit(rows)
+    before = model.params_.copy()
+
+    with pytest.raises(ValueError, match="training began with batch_size 10, not 20"):
+        model.set_params(batch_size=20, n_epochs=5).resume(rows)
+    model.set_params(batch_size=10, learning_rate=1e-30).resume(rows)
+
+    assert (model.n_steps_, model.history_["step"]) == (30, [6, 12, 18, 24, 30])
+    np.testing.assert_array_equal(model.params_, before)
+
+
+def test_auto_warns_once_when_it_takes_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(backends._MODULES, "cpp", "fastvae.not_built")
+    backends._warn_once.cache_clear()
+
+    with pytest.warns(UserWarning, match=r"'cpp' cannot be imported .*; taking the backend 'reference'") as caught:
+        assert [backends.resolve() for _ in range(3)] == ["reference"] * 3
+
+    assert len(caught) == 1
 
 
 def clone_state(model: VAE) -> VAE:

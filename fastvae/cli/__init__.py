@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,9 @@ from fastvae.cli.data import data
 from fastvae.cli.evaluate import evaluate
 from fastvae.cli.generate import encode, reconstruct, sample
 from fastvae.cli.info import info
+from fastvae.cli.options import note
 from fastvae.cli.train import train
+from fastvae.errors import FastvaeError, one_line
 
 __all__ = ["cli", "main"]
 
@@ -53,7 +56,9 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _run(args: Sequence[str] | None) -> int:
     try:
-        code = cli.main(args, prog_name="fastvae", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: note(f"warning: {one_line(message)}")
+            code = cli.main(args, prog_name="fastvae", standalone_mode=False)
         sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
@@ -84,8 +89,6 @@ def _fail(message: str, code: int) -> int:
 
 def _describe(error: Exception) -> str:
     """Name cause and mend."""
-    from fastvae.errors import FastvaeError
-
     if type(error) is MemoryError and str(error):
         return f"out of memory: {error}"
     if isinstance(error, MemoryError):

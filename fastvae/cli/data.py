@@ -14,11 +14,14 @@ __all__ = ["data"]
 
 
 @click.group(invoke_without_command=True)
+@data_dir_option
+@json_option
 @click.pass_context
-def data(context: click.Context) -> None:
+def data(context: click.Context, /, **options: Any) -> None:
     """List the named datasets, or fetch one."""
+    context.default_map = dict.fromkeys(data.commands, options)
     if context.invoked_subcommand is None:
-        context.invoke(list_, data_dir=None, as_json=False)
+        context.invoke(list_, **options)
 
 
 @data.command("list")

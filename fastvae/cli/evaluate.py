@@ -9,6 +9,7 @@ import click
 from fastvae.cli.options import (
     checkpoint_argument,
     data_options,
+    draws,
     engine_options,
     json_option,
     open_model,
@@ -25,7 +26,7 @@ __all__ = ["evaluate"]
 @checkpoint_argument
 @data_options
 @engine_options(None)
-@click.option("--n-draws", type=click.IntRange(1, 2**20), help="Draws of z per datapoint; by default as train does.")
+@click.option("--n-draws", type=click.IntRange(1, 2**20), help="L, draws of z per row; by default as train does.")
 @seed_option("Key of the draws; by default that of the training.")
 @json_option
 def evaluate(
@@ -47,9 +48,8 @@ def evaluate(
     path, content, model = open_model(checkpoint, backend=backend, threads=threads)
     rows = rows_for(content, source=source, data_dir=data_dir, test_fraction=test_fraction, split=split)
     from fastvae import backends
-    from fastvae.evaluation import DEFAULT_DRAWS
 
-    bound = model.evaluate(rows, n_draws=n_draws or DEFAULT_DRAWS, random_state=seed)
+    bound = model.evaluate(rows, n_draws=n_draws or draws(split), random_state=seed)
     values = {
         **bound.summary(),
         "data": rows.name,

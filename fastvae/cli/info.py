@@ -32,7 +32,6 @@ def _collect() -> dict[str, Any]:
 
     from fastvae import __version__, backends
     from fastvae.data import data_folder
-    from fastvae.settings import isa_level
 
     states: dict[str, Any] = {}
     levels = []
@@ -43,7 +42,7 @@ def _collect() -> dict[str, Any]:
             "available": reason is None,
             "reason": reason,
             "precisions": list(engine.PRECISIONS) if engine else [],
-            "isa": isa_level(engine) if engine else None,
+            "isa": backends.isa_level(engine) if engine else None,
         }
         levels.append(states[name]["isa"])
     return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
     from fastvae.vae import VAE
 
 __all__ = [
+    "absolute",
     "checkpoint_argument",
     "data_dir_option",
     "data_options",
+    "draws",
     "engine_options",
     "json_option",
     "note",
@@ -61,7 +64,11 @@ def engine_options(backend: str | None) -> Callable[[F], F]:
 
     def add(function: F) -> F:
         for option in (
-            click.option("--threads", type=click.IntRange(1, 4096), help="Threads; by default all processors at hand."),
+            click.option(
+                "--threads",
+                type=click.IntRange(1, backends.MAX_THREADS),
+                help="Threads; by default all processors at hand.",
+            ),
             click.option("--backend", type=click.Choice(names), default=backend, show_default=True, help=text),
         ):
             function = option(function)
@@ -87,6 +94,21 @@ def data_options(function: F) -> F:
 def note(message: str) -> None:
     """Print a line on stderr."""
     print("fastvae:", message, file=sys.stderr)
+
+
+def absolute(source: str) -> str:
+    """Return the absolute path of a file, by which any working directory finds it; the name of a dataset stays."""
+    from fastvae.data.registry import REGISTRY
+
+    path = os.path.abspath(os.path.expanduser(source))
+    return path if source not in REGISTRY and os.path.isfile(path) else source
+
+
+def draws(split: str) -> int:
+    """Return the draws of z per row with which the bound of a part of the data is measured unless asked otherwise."""
+    from fastvae.evaluation import DEFAULT_DRAWS, PASSING_DRAWS
+
+    return DEFAULT_DRAWS if split == "test" else PASSING_DRAWS
 
 
 def print_json(values: dict[str, Any]) -> None:
@@ -160,13 +182,12 @@ def rows_for(
     from fastvae.errors import DataError
 
     run = checkpoint.metadata.get("run") or {}
-    if source is None:
-        if not run:
-            raise DataError("the checkpoint does not say what data it was trained on; name some with --data")
-        source, run_fraction = run["data"], run["test_fraction"]
-        test_fraction = run_fraction if test_fraction is None else test_fraction
-    if data_dir is None and source == run.get("data") and run.get("data_dir"):
-        data_dir = Path(run["data_dir"])
+    if source is None and not run:
+        raise DataError("the checkpoint does not say what data it was trained on; name some with --data")
+    source = run["data"] if source is None else absolute(source)
+    if source == run.get("data"):
+        test_fraction = run["test_fraction"] if test_fraction is None else test_fraction
+        data_dir = run["data_dir"] if data_dir is None else data_dir
     halves = load(source, data_dir=data_dir, test_fraction=test_fraction)
     chosen = halves.train if split == "train" else halves.test
     if chosen is None:
@@ -182,5 +203,7 @@ def widths(_: click.Context, parameter: click.Parameter, values: Sequence[str]) 
         return ()
     parts = [part.strip() for value in values for part in value.split(",")]
     if not all(part.isdecimal() and 1 <= int(part) <= 2**24 for part in parts):
-        raise click.BadParameter(f"{','.join(parts)!r} is not a list of widths such as 500 or 500,300, or none")
+        raise click.BadParameter(
+            f"{','.join(parts)!r} is not a list of widths such as 500 or 500,300, nor none by itself"
+        )
     return tuple(int(part) for part in parts)

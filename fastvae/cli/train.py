@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
+from fastvae import backends
 from fastvae.cli.options import (
+    absolute,
     data_dir_option,
+    draws,
     engine_options,
     json_option,
     note,
@@ -28,6 +33,7 @@ from fastvae.settings import TRAINING_BINARIZE
 
 if TYPE_CHECKING:
     from fastvae.data import Split
+    from fastvae.errors import CheckpointError
     from fastvae.training.loop import Run
     from fastvae.vae import VAE
 
@@ -102,8 +108,9 @@ def train(context: click.Context, /, **options: Any) -> None:
     The run goes through the same steps on any number of threads, and after any interruption and --resume.
     """
     run = _Run(context, options)
-    run.train()
-    values = run.result()
+    with run.claimed():
+        run.train()
+        values = run.result()
     if options["as_json"]:
         print_json(values)
     else:
@@ -115,24 +122,21 @@ class _Run:
 
     def __init__(self, context: click.Context, options: dict[str, Any]) -> None:
         from fastvae.checkpoint import list_checkpoints
-        from fastvae.errors import CheckpointError
 
+        options["data"] = absolute(options["data"])
         self.options = options
         self.given = {
             name for name in options if context.get_parameter_source(name) not in (ParameterSource.DEFAULT, None)
         }
         if options["resume"] and options["out"] is None:
             raise click.UsageError("--resume needs --out, the folder of the run", context)
-        self.folder = options["out"] or _fresh_folder(options["data"])
-        self.checkpoints = self.folder / "checkpoints"
-        exists = bool(list_checkpoints(self.checkpoints))
-        if exists and not options["resume"]:
-            raise CheckpointError(f"{self.folder} holds a run already; add --resume or name another --out")
-        self.resumed = exists
+        self.folder = options["out"] or Path("runs") / f"{Path(options['data']).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+        self.resumed = options["resume"] and bool(list_checkpoints(self.checkpoints))
         self.checkpointing: Any = None
-        if exists:
+        if self.resumed:
             self._open()
         else:
+            self._check_fresh()
             if options["resume"]:
                 note(f"{self.folder} holds no checkpoint yet, starting at step 0")
             self.model = _new_model(context, options)
@@ -140,34 +144,92 @@ class _Run:
         self.data_dir = None if options["data_dir"] is None else str(options["data_dir"].expanduser().resolve())
         self.split = self._load()
 
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def _check_fresh(self) -> None:
+        from fastvae.checkpoint import list_checkpoints
+        from fastvae.errors import CheckpointError
+
+        if list_checkpoints(self.checkpoints):
+            raise CheckpointError(f"{self.folder} holds a run already; add --resume or name another --out")
+        if list_checkpoints(self.folder):
+            raise _not_a_run(self.folder)
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the folder for this process alone; one that was made for it and stayed empty is removed again."""
+        from fastvae.errors import CheckpointError
+        from fastvae.files import lock_folder
+
+        made = self._make_own_folder()
+        with lock_folder(self.folder) as is_ours:
+            if not is_ours:
+                raise CheckpointError(f"another process trains in {self.folder}; wait for it or name another --out")
+            try:
+                if not self.resumed:
+                    self._check_fresh()
+                yield
+            finally:
+                if made:
+                    with contextlib.suppress(OSError):
+                        self.folder.rmdir()
+
+    def _make_own_folder(self) -> bool:
+        """Make the folder, under the next free name if it is the default one; return whether it was not there."""
+        from fastvae.files import make_folder, sync_folder
+
+        make_folder(self.folder.parent)
+        base, number = self.folder, 1
+        while True:
+            try:
+                self.folder.mkdir()
+            except FileExistsError:
+                if self.options["out"] is not None:
+                    return False
+                number += 1
+                self.folder = base.with_name(f"{base.name}-{number}")
+            else:
+                sync_folder(self.folder.parent)
+                return True
+
     def _open(self) -> None:
         """Take model and configuration from the newest checkpoint; refuse flags that contradict it."""
-        from fastvae import backends
+        from fastvae.data.loading import DEFAULT_TEST_FRACTION
+        from fastvae.data.registry import REGISTRY
         from fastvae.errors import CheckpointError
         from fastvae.model_file import read_model
-        from fastvae.settings import isa_level
 
         path, checkpoint, self.model = read_model(self.checkpoints, report_damaged)
+        if "run" not in checkpoint.metadata:
+            raise _not_a_run(path)
         self.source = checkpoint.metadata["run"]
         if self.options["data_dir"] is None and self.source["data_dir"] is not None:
             self.options["data_dir"] = Path(self.source["data_dir"])
         before = {flag: getattr(self.model, parameter) for flag, parameter in _MODEL.items()}
         before |= {flag: self.source[flag] for flag in _DATA}
+        # What was left to a default is compared by what it came to.
+        before["decoder_hidden"] = self.model.network_.decoder_hidden
+        before["learning_rate"] = self.model.optimizer_.learning_rate
+        if before["test_fraction"] is None and self.source["data"] not in REGISTRY:
+            before["test_fraction"] = DEFAULT_TEST_FRACTION
         for flag in sorted(self.given & before.keys()):
             if self.options[flag] != before[flag]:
-                option = "--" + flag.replace("_", "-")
+                option, value = "--" + flag.replace("_", "-"), before[flag]
                 raise CheckpointError(
-                    f"the run in {self.folder} has {option} {before[flag]}, not {self.options[flag]}; "
-                    "leave the option out or start another run"
+                    f"the run in {self.folder} has {f'no {option}' if value is None else f'{option} {value}'}, "
+                    f"not {self.options[flag]}; leave the option out or start another run"
                 )
         for flag in self.given & _SESSION.keys():
             self.model.set_params(**{_SESSION[flag]: self.options[flag]})
         if "threads" not in self.given:
             self.model.set_params(n_threads=None)
         engine, old = backends.load(self.model.backend), checkpoint.metadata["engine"]
-        if (engine.NAME, isa_level(engine)) != (old["backend"], old["isa"]):
+        isa = backends.isa_level(engine)
+        if (engine.NAME, isa) != (old["backend"], old["isa"]):
             note(
-                f"resuming on {_engine_name(engine.NAME, isa_level(engine))} what "
+                f"resuming on {_engine_name(engine.NAME, isa)} what "
                 f"{_engine_name(old['backend'], old['isa'])} began: the result will differ in its last bits"
             )
         note(f"resuming {path.name} at step {self.model.n_steps_}")
@@ -228,11 +290,12 @@ class _Run:
 
     def result(self) -> dict[str, Any]:
         """Measure the bounds, draw the pictures and return the run's figures."""
-        from fastvae import __version__, backends, settings
+        from fastvae import __version__
 
         model, state = self.model, self.model.state_
-        train_bound = model.evaluate(self.split.train).summary()
-        test_bound = None if self.split.test is None else model.evaluate(self.split.test).summary()
+        train_bound = model.evaluate(self.split.train, n_draws=draws("train")).summary()
+        test = self.split.test
+        test_bound = None if test is None else model.evaluate(test, n_draws=draws("test")).summary()
         bound = test_bound or train_bound
         engine = backends.load(model.backend)
         values = {
@@ -243,6 +306,7 @@ class _Run:
             "kl": bound["kl"],
             "active_units": bound["active_units"],
             "evaluation_draws": bound["n_draws"],
+            "evaluation_draws_train": train_bound["n_draws"],
             "estimator": bound["estimator"],
             "treatment": bound["treatment"],
             "samples_per_second": state.samples / max(state.seconds, 1e-9),
@@ -251,9 +315,9 @@ class _Run:
             "epochs": state.epochs_closed,
             "data": self.source["data"],
             "n_train": self.split.train.n_rows,
-            "n_test": 0 if self.split.test is None else self.split.test.n_rows,
+            "n_test": 0 if test is None else test.n_rows,
             "backend": engine.NAME,
-            "isa": settings.isa_level(engine),
+            "isa": backends.isa_level(engine),
             "precision": model.precision,
             "threads": model.n_threads or backends.default_threads(),
             "seed": model.seed_,
@@ -295,10 +359,13 @@ def _new_model(context: click.Context, options: dict[str, Any]) -> VAE:
     return model
 
 
-def _fresh_folder(data: str) -> Path:
-    stem = f"{Path(data).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    names = (stem, *(f"{stem}-{i}" for i in range(2, 100)))
-    return next(folder for name in names if not (folder := Path("runs") / name).exists())
+def _not_a_run(path: Path) -> CheckpointError:
+    from fastvae.errors import CheckpointError
+
+    return CheckpointError(
+        f"{path} was not written by fastvae train and does not name its data; "
+        "go on in Python with VAE.load and resume, or name another --out"
+    )
 
 
 def _engine_name(backend: str, isa: str | None) -> str:

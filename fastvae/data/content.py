@@ -12,7 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fastvae.data.dataset import require_contiguous
-from fastvae.errors import DataError
+from fastvae.errors import DataError, one_line
 
 __all__ = ["DEFLATE_MAX_RATIO", "GZIP_MAGIC", "Content", "as_rows", "read_chunks", "starts_with", "unreadable"]
 
@@ -67,5 +67,4 @@ def starts_with(path: Path, magic: bytes) -> bool:
 
 def unreadable(path: Path, error: BaseException) -> DataError:
     """Return the one-line error for a file that a parser or the system refused."""
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return DataError(f"{path} cannot be read: {reason}")
+    return DataError(f"{path} cannot be read: {one_line(error)}")

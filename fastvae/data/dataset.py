@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fastvae.errors import DataError
+from fastvae.arguments import positive
+from fastvae.errors import DataError, one_line
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array, csr_matrix
@@ -127,8 +128,8 @@ def as_dataset(
     ValueError
         `scale` is not a positive finite number, or `image_shape` does not fit the number of columns.
     """
-    if scale is not None and not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"scale must be a positive finite number, got {scale!r}")
+    if scale is not None:
+        scale = positive("scale", scale)
     rows = _checked_csr(x, name) if _is_scipy_sparse(x) else _checked_dense(x, name)
     n_columns = rows.shape[1]
     if image_shape is not None:
@@ -137,7 +138,7 @@ def as_dataset(
         image_shape = (int(image_shape[0]), int(image_shape[1]))
     if scale is None:
         scale = GREY_SCALE if rows.dtype == np.uint8 and _any_above_one(rows) else 1.0
-    return Dataset(rows, float(scale), name, image_shape)
+    return Dataset(rows, scale, name, image_shape)
 
 
 def require_contiguous(array: NDArray[Any], name: str) -> None:
@@ -191,7 +192,7 @@ def _checked_dense(x: Any, name: str) -> NDArray[Any]:
     try:
         array = np.asarray(x, dtype=np.float64) if isinstance(x, (list, tuple)) else np.asanyarray(x)
     except (ValueError, TypeError) as error:
-        raise DataError(f"{name}: not an array of numbers with rows of equal length ({_one_line(error)})") from error
+        raise DataError(f"{name}: not an array of numbers with rows of equal length ({one_line(error)})") from error
     if not isinstance(array, np.memmap):
         array = np.asarray(array)
     _check_shape(array.shape, name)
@@ -255,7 +256,3 @@ def value_blocks(rows: Any) -> Iterator[tuple[int, NDArray[Any]]]:
     step = max(1, BLOCK_VALUES // width)
     for start in range(0, len(values), step):
         yield start * width, values[start : start + step]
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -18,7 +18,8 @@ from fastvae.data.registry import (
     data_folder,
     find_files,
 )
-from fastvae.errors import DataError
+from fastvae.errors import DataError, one_line
+from fastvae.files import sync_folder
 
 __all__ = ["fetch"]
 
@@ -139,7 +140,7 @@ def _download(url: str, file: DataFile, target: Path, progress: Progress | None)
         path = target / file.name
         os.chmod(temporary, 0o644)  # mkstemp leaves it readable by its owner alone, but data folders are shared
         os.replace(temporary, path)
-        _sync_folder(target)
+        sync_folder(target)
         return path
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -167,7 +168,7 @@ def _receive(url: str, file: DataFile) -> Generator[tuple[bytes, int | None], No
         raise _DownloadError(f"HTTP {error.code} {error.reason}") from error
     except (OSError, HTTPException, ValueError) as error:
         reason = error.reason if isinstance(error, URLError) else error
-        raise _DownloadError(" ".join(str(reason).split()) or type(error).__name__) from error
+        raise _DownloadError(one_line(reason)) from error
     if n_total is not None and n_received != n_total:
         raise _DownloadError(f"the connection ended after {n_received} of {n_total} bytes")
 
@@ -179,11 +180,3 @@ def _check_download(path: Path, file: DataFile) -> None:
         raise _DownloadError("the file is damaged") from error
     if digest != file.sha256:
         raise _DownloadError(f"wrong SHA-256 {digest[:12]}..., expected {file.sha256[:12]}...")
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -172,10 +172,6 @@ def _part(matrix: memoryview, start: int, order: str) -> tuple[int, memoryview, 
     return kind, part, end
 
 
-def _unpack(element: memoryview, n_bytes: int, *, whole: bool = False) -> memoryview:
-    """Return at most the first bytes of a packed element; with `whole` there must be no more."""
-    unpacker = zlib.decompressobj()
-    unpacked = unpacker.decompress(element, n_bytes)
-    if whole and not unpacker.eof:
-        raise ValueError("a packed element does not end where it should")
-    return memoryview(unpacked)
+def _unpack(element: memoryview, n_bytes: int) -> memoryview:
+    """Return at most the first bytes of a packed element."""
+    return memoryview(zlib.decompressobj().decompress(element, n_bytes))

@@ -14,9 +14,11 @@ from fastvae.evaluation.inference import encoded_batches
 from fastvae.kernels import Array, Plan
 from fastvae.rng import Stream, normal
 
-__all__ = ["DEFAULT_DRAWS", "Bound", "evaluate_bound"]
+__all__ = ["DEFAULT_DRAWS", "PASSING_DRAWS", "Bound", "evaluate_bound"]
 
 DEFAULT_DRAWS = 4
+# For figures on the way, after an epoch, and for those of a training set, whose many rows make up for draws.
+PASSING_DRAWS = 1
 
 # Draws of eps that all rows take theirs from. With so many, what rows have in common adds about 1/64 of a single
 # draw's spread to the error of a mean over rows.
@@ -110,20 +112,21 @@ def evaluate_bound(
     log_px, kl = np.zeros(dataset.n_rows), np.empty(dataset.n_rows)
     mus = np.empty((dataset.n_rows, network.latent_dim), dtype)
     treatment = "none" if binarize == "none" else "shared"
+    z, out = np.empty((plan.rows, network.latent_dim), dtype), np.empty((plan.rows, network.decoder_dims[-1]), dtype)
+    hidden = tuple(np.empty((plan.rows, width), dtype) for width in network.decoder_hidden)
+    row_kl, row_log_px = np.empty(plan.rows, dtype), np.empty(plan.rows, dtype)
     for rows, x, mu, logvar in encoded_batches(plan, params, dataset, binarize=treatment, seed=seed):
         m = len(x)
         mus[rows] = mu
-        z, row_kl, row_log_px = np.empty((1, *mu.shape), dtype), np.empty(m, dtype), np.empty(m, dtype)
-        hidden = tuple(np.empty((m, width), dtype) for width in network.decoder_hidden)
-        out = np.empty((m, network.decoder_dims[-1]), dtype)
+        layers = tuple(h[:m] for h in hidden)
         places = _row_hashes(dataset, rows)
         for draw in range(n_draws):
             eps = pool[(places + draw) % len(pool)][np.newaxis]
-            plan.latent_forward(mu=mu, logvar=logvar, eps=eps, z=z, kl=row_kl)
-            plan.decoder_forward(params=params, z=z[0], hidden=hidden, out=out)
-            plan.likelihood(x=x, out=out, scale=1.0, log_px=row_log_px, dout=None)
-            log_px[rows] += row_log_px
-        kl[rows] = row_kl
+            plan.latent_forward(mu=mu, logvar=logvar, eps=eps, z=z[np.newaxis, :m], kl=row_kl[:m])
+            plan.decoder_forward(params=params, z=z[:m], hidden=layers, out=out[:m])
+            plan.likelihood(x=x, out=out[:m], scale=1.0, log_px=row_log_px[:m], dout=None)
+            log_px[rows] += row_log_px[:m]
+        kl[rows] = row_kl[:m]
     log_px /= n_draws
     return Bound(
         elbo=log_px - kl,

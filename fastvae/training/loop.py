@@ -23,8 +23,8 @@ from fastvae.training.state import State
 
 __all__ = ["Run", "run_epochs", "run_pass"]
 
-# Time between two looks at callbacks and Ctrl-C. Results do not depend on it.
-CHUNK_SECONDS = 0.1
+# Time between two looks at callbacks; Ctrl-C does not wait for it, the engine answers. Results do not depend on it.
+CHUNK_SECONDS = 0.5
 MAX_CHUNK_STEPS = 1 << 16
 
 
@@ -41,6 +41,8 @@ class Run:
     steps_per_epoch : int
     n_steps : int
         Step at which the run is complete.
+    n_epochs : int or None
+        Epochs in all; None for a single pass.
     callbacks : sequence of Callback
     """
 
@@ -49,17 +51,17 @@ class Run:
     batch_size: int
     steps_per_epoch: int
     n_steps: int
+    n_epochs: int | None
     callbacks: Sequence[Callback]
     seconds_per_step: float = math.inf  # not known before the first chunk, which is one step
 
     def check_finite(self) -> None:
         """Raise DivergenceError when a parameter or the optimizer's state is not finite."""
+        if np.isfinite(self.state.params).all() and np.isfinite(self.state.slots).all():
+            return
         views = self.algorithm.plan.network.layout.views(self.state.params)
-        names = [f"parameter {name}" for name, view in views.items() if not np.isfinite(view).all()]
-        if not names and not np.isfinite(self.state.slots).all():
-            names = ["the optimizer's state"]
-        if names:
-            raise self.diverged(names[0])
+        names = (f"parameter {name}" for name, view in views.items() if not np.isfinite(view).all())
+        raise self.diverged(next(names, "the optimizer's state"))
 
     def diverged(self, tensor: str) -> DivergenceError:
         """Return the error for a run whose first tensor to stop being finite is `tensor`."""
@@ -102,7 +104,7 @@ def run_epochs(
         After Ctrl-C, once the engine has left off after a complete step.
     """
     per_epoch = n_rows // batch_size
-    run = Run(algorithm, state, batch_size, per_epoch, n_epochs * per_epoch, callbacks)
+    run = Run(algorithm, state, batch_size, per_epoch, n_epochs * per_epoch, n_epochs, callbacks)
     with _reported(run):
         while True:
             epoch, cursor = divmod(state.step, per_epoch)
@@ -124,7 +126,7 @@ def run_pass(
     """
     n_full, rest = divmod(n_rows, batch_size)
     n_steps = state.step + n_full + (rest > 0)
-    run = Run(algorithm, state, batch_size, n_full + (rest > 0), n_steps, callbacks)
+    run = Run(algorithm, state, batch_size, n_full + (rest > 0), n_steps, None, callbacks)
     rows = np.arange(n_rows, dtype=np.int64)
     state.start_epoch()
     with _reported(run):
@@ -186,6 +188,7 @@ def _run_chunk(run: Run, order: Array) -> None:
 
 def _close_epoch(run: Run, epoch: int) -> None:
     """Gather the epoch's row of the history from its sums and the callbacks."""
+    run.check_finite()  # the bound of a step is looked at before its update
     state, n_steps = run.state, run.steps_per_epoch
     log_px, kl = (state.sums / n_steps).tolist()
     row: dict[str, Any] = {

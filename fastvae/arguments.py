@@ -1,0 +1,42 @@
+"""Checks of scalar arguments: each returns a plain Python value, or raises one clear ValueError."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+__all__ = ["choice", "integer", "positive", "real"]
+
+
+def integer(name: str, value: Any, *, low: int, high: int = 2**31 - 1) -> int:
+    """Return an integer from `low` to `high`; NumPy's are accepted, booleans are not."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not low <= value <= high:
+        raise ValueError(f"{name} must be an integer from {low} to {high}, got {value!r}")
+    return int(value)
+
+
+def real(name: str, value: Any) -> float:
+    """Return a number as a float, infinities and NaN included; NumPy's are accepted, booleans are not."""
+    if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):
+            return float(value)
+    raise ValueError(f"{name} must be a number, got {value!r}")
+
+
+def positive(name: str, value: Any) -> float:
+    """Return a positive finite number as a float."""
+    number = real(name, value)
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name} must be a positive finite number, got {value!r}")
+    return number
+
+
+def choice(name: str, value: Any, known: Iterable[str]) -> str:
+    """Return one of the names `known`."""
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+    return value
