@@ -12,6 +12,7 @@ import platform
 import sys
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -78,11 +79,20 @@ def machine() -> dict[str, Any]:
     with contextlib.suppress(PackageNotFoundError):
         versions["torch"] = version("torch")
     return {
-        "system": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": processor(),
         "isa_level": backends.isa_level(backends.load()),
         "versions": versions,
     }
+
+
+def processor() -> str:
+    """Return the processor's model name where the system tells it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def main() -> None:
