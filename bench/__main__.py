@@ -1,4 +1,4 @@
-"""Time training steps side by side: our backends and eager PyTorch, interleaved, medians and ratios.
+"""Time training steps side by side: our backends, eager PyTorch and JAX, interleaved, medians and ratios.
 
 ``python -m fastvae.bench [--case mnist] [--threads N] [--steps 100] [--rounds 15]`` prints one JSON object.
 """
@@ -21,7 +21,7 @@ import numpy as np
 from fastvae import __version__, backends
 from fastvae.bench.cases import CASES, Case
 from fastvae.bench.engines import engine_runner
-from fastvae.bench.peers import torch_runner
+from fastvae.bench.peers import jax_runner, torch_runner
 
 
 def compare(case: Case, *, n_threads: int, steps: int, rounds: int) -> dict[str, Any]:
@@ -34,6 +34,7 @@ def compare(case: Case, *, n_threads: int, steps: int, rounds: int) -> dict[str,
     }
     makers["torch eager"] = partial(torch_runner, case, data, n_threads=n_threads, fused=False)
     makers["torch eager, fused optimizer"] = partial(torch_runner, case, data, n_threads=n_threads, fused=True)
+    makers["jax, jit and scan"] = partial(jax_runner, case, data, n_threads=n_threads)
     runners = {}
     for name, make in makers.items():
         try:
@@ -76,8 +77,9 @@ def compare(case: Case, *, n_threads: int, steps: int, rounds: int) -> dict[str,
 def machine() -> dict[str, Any]:
     """Name the processor and the versions that a result depends on."""
     versions = {"fastvae": __version__, "python": platform.python_version(), "numpy": np.__version__}
-    with contextlib.suppress(PackageNotFoundError):
-        versions["torch"] = version("torch")
+    for peer in ("torch", "jax"):
+        with contextlib.suppress(PackageNotFoundError):
+            versions[peer] = version(peer)
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": processor(),
