@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,8 @@ if TYPE_CHECKING:
     from fastvae.network import Network
     from fastvae.optimizer import Optimizer
     from fastvae.vae import VAE
+
+    __version__: str
 
 __all__ = ["VAE", "Network", "Optimizer", "__version__"]
 
@@ -20,13 +21,15 @@ if find_spec("fastvae.kernels") is None:
         "or install the folder above it with `pip install -e .`"
     )
 
-__version__ = version("fastvae")
-
 # Loaded on first use, so that `import fastvae` stays light.
 _LAZY = {"VAE": "fastvae.vae", "Network": "fastvae.network", "Optimizer": "fastvae.optimizer"}
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("fastvae")
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'fastvae' has no attribute {name!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,20 @@ if TYPE_CHECKING:
     from fastvae.checkpoint import Checkpoint
     from fastvae.training.loop import Run
 
-__all__ = ["Callback", "Checkpointing", "EpochMetrics", "Progress"]
+__all__ = ["Callback", "Checkpointing", "EpochMetrics", "Progress", "say"]
+
+
+def say(line: str, stream: TextIO | None = None) -> None:
+    """Print a line, by default on stderr; it is lost when that is closed or whoever read it has left."""
+    stream = sys.stderr if stream is None else stream
+    if stream is not None:
+        with _lossy():
+            print(line, file=stream)
+
+
+def _lossy() -> contextlib.suppress:
+    """Go on when something cannot be printed: what is printed while a run goes on is never worth the run."""
+    return contextlib.suppress(OSError, ValueError)
 
 
 class Callback:
@@ -131,7 +145,7 @@ class Checkpointing(Callback):
 
 
 class Progress(Callback):
-    """One line per epoch on stderr, and a progress bar while it is a terminal.
+    """One line per epoch on stderr, and a progress bar while it is a terminal. A run goes on when neither can be shown.
 
     Parameters
     ----------
@@ -146,7 +160,7 @@ class Progress(Callback):
     def on_begin(self, run: Run) -> None:
         """Show the bar."""
         stream = self.stream if self.stream is not None else sys.stderr
-        if stream.isatty():
+        if stream is not None and not stream.closed and stream.isatty():
             from tqdm import tqdm
 
             self.bar = tqdm(
@@ -156,7 +170,8 @@ class Progress(Callback):
     def on_steps(self, run: Run) -> None:
         """Move the bar."""
         if self.bar is not None:
-            self.bar.update(run.state.step - self.bar.n)
+            with _lossy():
+                self.bar.update(run.state.step - self.bar.n)
 
     def on_epoch_end(self, run: Run, row: dict[str, Any]) -> None:
         """Print the epoch's figures."""
@@ -166,12 +181,14 @@ class Progress(Callback):
         line += "" if test is None else f"  test {test:.3f}"
         line += f"  kl {row['kl']:.3f}  {row['samples_per_second']:,.0f} samples/s"
         if self.bar is not None:
-            self.bar.write(line, file=self.bar.fp)
+            with _lossy():
+                self.bar.write(line, file=self.bar.fp)
         else:
-            print(line, file=self.stream if self.stream is not None else sys.stderr)
+            say(line, self.stream)
 
     def on_end(self, run: Run, error: BaseException | None) -> None:
         """Remove the bar."""
         if self.bar is not None:
-            self.bar.close()
+            with _lossy():
+                self.bar.close()
             self.bar = None

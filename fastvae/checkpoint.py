@@ -19,13 +19,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import operator
 import os
 import re
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +34,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as _deserialize
 from safetensors.numpy import save as _serialize
 
-from fastvae.errors import CheckpointError
-from fastvae.files import make_folder, sync_folder
+from fastvae.errors import CheckpointError, NewerFormatError
+from fastvae.files import make_folder, open_temporary, remove_stale, sync_folder
 
 __all__ = ["FORMAT_VERSION", "Checkpoint", "list_checkpoints", "load_latest", "read", "save", "write"]
 
@@ -95,7 +93,7 @@ def write(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
     path = Path(path)
     header, body = _encode(checkpoint)
     try:
-        _remove_stale(path.parent)
+        remove_stale(path.parent)
         _write_durably(path, header, body)
     except OSError as error:
         raise _not_written(path, error) from error
@@ -139,7 +137,8 @@ def save(folder: str | os.PathLike[str], checkpoint: Checkpoint, *, step: int, k
     Only checkpoints of earlier steps are ever removed, and only once the file of `step` is safely on the disk. What
     stays is that file and the newest ``keep - 1`` earlier ones that look whole (intact header, right file size), so
     damaged files do not crowd out valid ones. A damaged file newer than those stays until they have moved past it.
-    Checkpoints of later steps are left alone, and :func:`load_latest` prefers them.
+    Checkpoints that a newer fastvae wrote stay. Those of later steps are left alone, and :func:`load_latest` prefers
+    them.
 
     Parameters
     ----------
@@ -203,6 +202,8 @@ def load_latest(
     ------
     CheckpointError
         The folder is missing, holds no checkpoint, or none that is valid.
+    NewerFormatError
+        The newest that is not damaged was written by a newer fastvae.
     """
     folder = Path(folder)
     paths = list_checkpoints(folder)
@@ -212,6 +213,8 @@ def load_latest(
     for path in reversed(paths):
         try:
             return path, read(path)
+        except NewerFormatError:
+            raise  # whole, and further on than those before it
         except CheckpointError as error:
             on_damaged(path, error)
     names = ", ".join(path.name for path in paths)
@@ -320,7 +323,10 @@ def _read_header(path: Path, handle: BinaryIO) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError) as error:
         raise _rejected(path, f"its header is malformed ({error})") from error
     if version > FORMAT_VERSION:
-        raise _rejected(path, f"written by a newer fastvae (format version {version})", "upgrade fastvae")
+        raise NewerFormatError(
+            f"cannot read checkpoint {path}: it was written by a newer fastvae (format version {version}); "
+            "upgrade fastvae"
+        )
     if form != "fastvae" or version != FORMAT_VERSION:
         raise _rejected(path, f"unknown format {form!r} version {version}")
     if refused:
@@ -374,43 +380,26 @@ def _check_json(value: object, where: str) -> None:
 
 
 def _write_durably(path: Path, header: bytes, body: memoryview) -> None:
-    handle, temporary = _open_temporary(path.parent)
+    handle, temporary = open_temporary(path.parent)
     try:
         with handle:
             handle.write(header)
             handle.write(body)
             handle.flush()
             os.fsync(handle.fileno())
-            os.replace(temporary, path)  # before the handle and so the lock is released: see _remove_stale
+            os.replace(temporary, path)  # before the handle and so the lock is released: see remove_stale
         sync_folder(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-def _open_temporary(folder: Path) -> tuple[BinaryIO, Path]:
-    """Create a temporary file and lock it for as long as it is open."""
-    while True:
-        temporary = folder / f".fastvae-{secrets.token_hex(8)}.tmp"
-        handle = temporary.open("xb")
-        with contextlib.suppress(OSError):  # a filesystem without locks: its stale files stay
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        if os.fstat(handle.fileno()).st_nlink:
-            return handle, temporary
-        handle.close()  # another process took it for stale between the two calls
-
-
-def _remove_stale(folder: Path) -> None:
-    """Remove temporary files whose writer died: the lock of a living one cannot be taken, whatever its host or pid."""
-    for temporary in folder.glob(".fastvae-*.tmp"):
-        with contextlib.suppress(OSError), temporary.open("r+b") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            temporary.unlink()
-
-
 def _prune(folder: Path, step: int, keep: int) -> None:
     spare = keep - 1
     for path in reversed([path for path in list_checkpoints(folder) if _step(path) < step]):
+        condition = _condition(path)
+        if condition == "newer":
+            continue
         if spare == 0:
             try:
                 path.unlink(missing_ok=True)
@@ -419,17 +408,20 @@ def _prune(folder: Path, step: int, keep: int) -> None:
                     f"step {step} is saved, but the old checkpoint {path} cannot be removed: {error.strerror}; "
                     "remove it by hand"
                 ) from error
-        elif _looks_whole(path):
+        elif condition == "whole":
             spare -= 1
 
 
-def _looks_whole(path: Path) -> bool:
+def _condition(path: Path) -> str:
+    """Say what a file is by its header and size: ``whole``, ``damaged``, or ``newer`` than this fastvae."""
     try:
         with path.open("rb") as handle:
             _read_header(path, handle)
+    except NewerFormatError:
+        return "newer"
     except (OSError, CheckpointError):
-        return False
-    return True
+        return "damaged"
+    return "whole"
 
 
 def _rejected(path: Path, cause: str, mend: str = "use another checkpoint of the run") -> CheckpointError:

@@ -1,6 +1,14 @@
 """Exceptions of fastvae: each message names the cause and the mend, in one line."""
 
-__all__ = ["BackendError", "CheckpointError", "DataError", "DivergenceError", "FastvaeError", "one_line"]
+__all__ = [
+    "BackendError",
+    "CheckpointError",
+    "DataError",
+    "DivergenceError",
+    "FastvaeError",
+    "NewerFormatError",
+    "one_line",
+]
 
 
 class FastvaeError(Exception):
@@ -13,6 +21,10 @@ class DataError(FastvaeError, ValueError):
 
 class CheckpointError(FastvaeError, ValueError):
     """A checkpoint is missing, damaged, or belongs to another run."""
+
+
+class NewerFormatError(CheckpointError):
+    """A checkpoint is whole, but of a format that only a newer fastvae reads."""
 
 
 class BackendError(FastvaeError, RuntimeError):

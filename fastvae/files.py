@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["lock_folder", "make_folder", "replace_file", "sync_folder"]
+__all__ = ["lock_folder", "make_folder", "open_temporary", "remove_stale", "replace_file", "sync_folder"]
 
 
-@contextmanager
+@contextlib.contextmanager
 def replace_file(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path` that takes its place when the block ends well, and is removed otherwise.
 
@@ -22,15 +23,40 @@ def replace_file(path: Path) -> Iterator[BinaryIO]:
     OSError
         The folder is missing, full or not writable.
     """
-    # One name per target: what a killed process left behind is overwritten by the next.
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("wb") as stream:
-            yield stream
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        remove_stale(path.parent)
+        stream, temporary = open_temporary(path.parent)
+        try:
+            with stream:
+                yield stream
+                stream.flush()
+                os.replace(temporary, path)  # before the stream and so the lock is released: see remove_stale
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
         raise
+
+
+def open_temporary(folder: Path) -> tuple[BinaryIO, Path]:
+    """Create a temporary file of a name of its own and lock it for as long as it is open."""
+    while True:
+        temporary = folder / f".fastvae-{secrets.token_hex(8)}.tmp"
+        handle = temporary.open("xb")
+        with contextlib.suppress(OSError):  # a filesystem without locks: its stale files stay
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle.fileno()).st_nlink:
+            return handle, temporary
+        handle.close()  # another process took it for stale between the two calls
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove temporary files whose writer died: the lock of a living one cannot be taken, whatever its host or pid."""
+    for temporary in folder.glob(".fastvae-*.tmp"):
+        with contextlib.suppress(OSError), temporary.open("r+b") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            temporary.unlink()
 
 
 def sync_folder(folder: Path) -> None:
@@ -53,7 +79,7 @@ def make_folder(folder: Path) -> None:
         sync_folder(folder.parent)
 
 
-@contextmanager
+@contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[bool]:
     """Hold the lock of a folder and yield True, or yield False while another process holds it.
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
@@ -30,6 +31,9 @@ from fastvae.training.loop import run_epochs, run_pass
 from fastvae.training.state import State, fingerprint
 
 __all__ = ["VAE"]
+
+# use -> what a plan was built of, and the plan, of every estimator: workspaces are no part of its state.
+_PLANS: WeakKeyDictionary[VAE, dict[str, tuple[Any, Plan]]] = WeakKeyDictionary()
 
 
 class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -451,20 +455,28 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
     def _checked(self, X: Any) -> Dataset:
         """Wrap data for a fitted model."""
         check_is_fitted(self)
+        self._check_width(X)  # also before the checks of memory order and values, whose mends would not help
         dataset = self._dataset(X, self.scale_ if _is_integer(X) == self.integer_data_ else None)
-        if dataset.data_dim != self.n_features_in_:
+        self._check_width(dataset.rows)
+        return dataset
+
+    def _check_width(self, X: Any) -> None:
+        shape: tuple[int, ...] = getattr(X.rows if isinstance(X, Dataset) else X, "shape", ())
+        if len(shape) == 2 and shape[1] not in (0, self.n_features_in_):
             raise ValueError(
-                f"X has {dataset.data_dim} features, but {type(self).__name__} is expecting {self.n_features_in_} "
+                f"X has {shape[1]} features, but {type(self).__name__} is expecting {self.n_features_in_} "
                 "features as input"
             )
-        return dataset
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "state_")
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the engine's workspaces."""
-        return {name: value for name, value in super().__getstate__().items() if name != "_plans"}
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.input_tags.positive_only = self.likelihood == "bernoulli" or self.mean == "sigmoid"
+        tags.transformer_tags.preserves_dtype = ["float64" if self.precision == "fp64" else "float32"]
+        return tags
 
     @property
     def _n_features_out(self) -> int:
@@ -496,7 +508,7 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
     def _plan(self, use: str, *, rows: int, draws: int) -> Plan:
         """Return the plan for a use, built anew only when what it was built of has changed."""
         key = (self.network_, self.backend, self.precision, self.n_threads, rows, draws)
-        plans: dict[str, tuple[Any, Plan]] = self.__dict__.setdefault("_plans", {})
+        plans = _PLANS.setdefault(self, {})
         if use not in plans or plans[use][0] != key:
             plan = backends.load(self.backend).plan(
                 self.network_,

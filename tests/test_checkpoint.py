@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from fastvae import checkpoint
+from fastvae import checkpoint, files
 from fastvae.checkpoint import Checkpoint, list_checkpoints, load_latest, read, save, write
 from fastvae.errors import CheckpointError
 
@@ -388,6 +388,19 @@ def test_damaged_files_do_not_crowd_out_valid_ones(tmp_path, how):
     assert steps(tmp_path) == [6, 7, 8]
 
 
+def test_checkpoints_of_a_newer_fastvae_are_neither_skipped_nor_removed(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, example(step), step=step)
+    newer = tmp_path / "checkpoint-000000000004.safetensors"
+    forge(newer, TENSORS, format_version="2")
+
+    with pytest.raises(CheckpointError, match=r"was written by a newer fastvae.*upgrade"):
+        load_latest(tmp_path, fail_on_damage)
+    for step in (5, 6):
+        save(tmp_path, example(step), step=step, keep=1)
+    assert steps(tmp_path) == [4, 6]
+
+
 def test_prune_never_takes_the_file_just_saved(tmp_path):
     for step in (100, 200, 300):
         save(tmp_path, example(step), step=step)
@@ -494,7 +507,7 @@ def test_filesystem_without_folder_sync(tmp_path, monkeypatch):
 
 def test_stale_files_go_and_those_of_living_writers_stay(tmp_path):
     (tmp_path / ".fastvae-0123456789abcdef.tmp").write_bytes(b"left by a dead writer")
-    handle, living = checkpoint._open_temporary(tmp_path)
+    handle, living = files.open_temporary(tmp_path)
     with handle:
         save(tmp_path, example(), step=1)
         assert names(tmp_path) == [living.name, "checkpoint-000000000001.safetensors"]
@@ -503,7 +516,7 @@ def test_stale_files_go_and_those_of_living_writers_stay(tmp_path):
 
 
 def test_temporary_file_taken_for_stale_is_made_again(tmp_path, monkeypatch):
-    flock, taken = checkpoint.fcntl.flock, []
+    flock, taken = files.fcntl.flock, []
 
     def unlink_the_first(handle, operation):
         flock(handle, operation)
@@ -511,7 +524,7 @@ def test_temporary_file_taken_for_stale_is_made_again(tmp_path, monkeypatch):
             taken.append(handle.name)
             os.unlink(handle.name)
 
-    monkeypatch.setattr(checkpoint.fcntl, "flock", unlink_the_first)
+    monkeypatch.setattr(files.fcntl, "flock", unlink_the_first)
     save(tmp_path, example(), step=1)
     assert len(taken) == 1
     assert names(tmp_path) == ["checkpoint-000000000001.safetensors"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from fastvae.callbacks import Checkpointing
 from fastvae.checkpoint import list_checkpoints, read
 from fastvae.cli import main
 from fastvae.data import load
-from fastvae.files import lock_folder
+from fastvae.files import lock_folder, replace_file
 from fastvae.kernels import Engine
 from fastvae.model_file import to_checkpoint
 
@@ -102,7 +103,13 @@ def test_a_run_leaves_checkpoint_configuration_history_and_pictures(run_folder: 
     assert lines[0].startswith("epoch,step,elbo,log_px,kl,kl_weight,seconds,samples_per_second,elbo_test")
     assert [line.split(",")[:2] for line in lines[1:]] == [["1", "15"], ["2", "30"]]
     metadata = read(list_checkpoints(run_folder / "checkpoints")[-1]).metadata
-    assert metadata["run"] == {"data": "digits", "test_fraction": None, "data_dir": None}
+    assert metadata["run"] == {
+        "data": "digits",
+        "test_fraction": None,
+        "data_dir": None,
+        "checkpoint_every": None,
+        "keep": 3,
+    }
     assert metadata["data"]["fingerprint"]["n_rows"] == 1500
     assert {"backend", "isa", "precision", "n_threads"} <= metadata["engine"].keys()
     for picture in ("samples.png", "reconstructions.png"):
@@ -289,15 +296,26 @@ def assert_error(result: Result, code: int, text: str) -> None:
         (("train", "--latent-dim", "two"), 2, "--latent-dim"),
         (("train", "--hidden", "5,x"), 2, "not a list of widths"),
         (("train", "--hidden", "0"), 2, "not a list of widths"),
+        (("train", "--hidden", "1000000000"), 2, "each from 1 to 16777216"),
+        (("train", "--mean", "identity"), 2, "--mean identity needs --likelihood gaussian"),
+        (("train", "--data", ""), 1, "name of the data is empty"),
+        (("train", "--data", "/dev/null"), 1, "/dev/null is not a regular file"),
+        (("train", "--out", ""), 2, "the path is empty"),
+        (("train", "--init", "1e30"), 1, "is not finite; the initial weights or the data are too large: set --init"),
+        (("evaluate", ""), 2, "the path is empty"),
         (("train", "--hidden", "8", "--hidden", "none"), 2, "nor none by itself"),
         (("train", "--threads", "1025"), 2, "--threads"),
         (("train", "--activation", "gelu"), 2, "'gelu' is not one of"),
         (("train", "--backend", "abacus"), 2, "'abacus' is not one of"),
-        (("train", "--learning-rate", "-1"), 2, "learning_rate must lie in"),
-        (("train", "--learning-rate", "nan"), 2, "learning_rate must lie in"),
-        (("train", "--kl-weight", "inf"), 2, "kl_weight must be"),
+        (("train", "--learning-rate", "-1"), 2, "--learning-rate must lie in"),
+        (("train", "--learning-rate", "nan"), 2, "--learning-rate must lie in"),
+        (("train", "--kl-weight", "inf"), 2, "--kl-weight must be"),
         (("train", "--init", "big"), 2, "neither fan_in nor"),
-        (("train", "--binarize", "fixed", "--likelihood", "gaussian"), 2, "needs likelihood='bernoulli'"),
+        (
+            ("train", "--binarize", "fixed", "--likelihood", "gaussian"),
+            2,
+            "--binarize fixed makes pixels 0 or 1; it needs --likelihood",
+        ),
         (("train", "--test-fraction", "1"), 2, "--test-fraction"),
         (("train", "--epochs", "0"), 2, "--epochs"),
         (("train", "--seed", "-1"), 2, "--seed"),
@@ -306,7 +324,7 @@ def assert_error(result: Result, code: int, text: str) -> None:
         (("train", "--data", "mnist", "--data-dir", "/nonexistent"), 1, "fastvae data fetch mnist"),
         (("train", "--test-fraction", "0.5"), 1, "digits has its own test set"),
         (("train", "--precision", "fp12"), 1, "no precision 'fp12'"),
-        (("train", "--batch-size", "1501"), 1, "set batch_size to 1500 or less"),
+        (("train", "--batch-size", "1501"), 1, "set --batch-size to 1500 or less"),
         (("train", "--hidden", "16777216,16777216"), 1, "out of memory"),
         (("train", "--optimizer", "sgd", "--learning-rate", "1000"), 1, "training diverged at step"),
         (("evaluate",), 2, "Missing argument 'CHECKPOINT'"),
@@ -408,7 +426,7 @@ def test_runs_of_the_same_second_have_folders_of_their_own(
     folders = [fastvae("train", *QUICK, "--json").json()["out"] for _ in range(2)]
 
     assert folders == ["runs/digits-now-2", "runs/digits-now-3"]
-    assert_error(fastvae("train", "--batch-size", 1501), 1, "set batch_size")
+    assert_error(fastvae("train", "--batch-size", 1501), 1, "set --batch-size")
     assert sorted(path.name for path in Path("runs").iterdir()) == ["digits-now", "digits-now-2", "digits-now-3"]
 
 
@@ -597,3 +615,152 @@ def test_the_installed_command_answers(run_folder: Path) -> None:
     )
     assert math.isfinite(json.loads(result.stdout)["elbo"])
     assert result.stderr == ""
+
+
+def test_messages_name_flags_and_paths_stay(fastvae: Callable[..., Result], tmp_path: Path) -> None:
+    folder = tmp_path / "batch_size" / "learning_rate"
+    folder.mkdir(parents=True)
+    np.save(folder / "x.npy", np.full((30, 2), 3.0))
+
+    result = fastvae("train", "--data", folder / "x.npy", *QUICK, "--out", tmp_path / "run")
+    assert_error(result, 1, f"{folder / 'x.npy'}: row 0, column 0")
+    assert_error(result, 1, "use --likelihood gaussian with --mean identity")
+    np.save(folder / "x.npy", np.ones((1, 2)))
+    assert_error(fastvae("train", "--data", folder / "x.npy"), 1, "use --test-fraction 0")
+
+
+def test_a_mapped_files_test_rows_are_said_to_be_its_last(fastvae: Callable[..., Result], tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones((300, 2)))
+    args = ("train", "--data", tmp_path / "x.npy", *QUICK, "--out", tmp_path / "run")
+
+    assert "test set: the last 10 % of rows, since the file is memory-mapped" in fastvae(*args).err
+    assert "test set" not in fastvae(*args, "--resume").err
+
+
+def test_resume_keeps_how_checkpoints_are_kept(fastvae: Callable[..., Result], tmp_path: Path) -> None:
+    run = ("train", *QUICK[:4], "--out", tmp_path / "run")
+    fastvae(*run, "--epochs", 1, "--checkpoint-every", 4, "--keep", 2)
+
+    fastvae(*run, "--resume", "--epochs", 2)
+
+    assert [int(path.stem[11:]) for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == [28, 30]
+
+
+def test_resume_refuses_fewer_epochs_than_are_done(fastvae: Callable[..., Result], tmp_path: Path) -> None:
+    run = ("train", *QUICK, "--out", tmp_path / "run")
+    fastvae(*run)
+    before = (tmp_path / "run" / "config.json").read_text()
+
+    result = fastvae(*run, "--resume", "--epochs", 1)
+
+    assert_error(result, 1, f"nothing to do for --epochs 1: the run in {tmp_path / 'run'} is at epoch 2 of 2")
+    assert (tmp_path / "run" / "config.json").read_text() == before
+
+
+def test_resume_stops_at_a_checkpoint_of_a_newer_fastvae(
+    fastvae: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ("train", *QUICK, "--out", tmp_path / "run")
+    with monkeypatch.context() as later:
+        later.setattr("fastvae.checkpoint.FORMAT_VERSION", 2)
+        fastvae(*run)
+
+    for result in (fastvae(*run, "--resume"), fastvae("evaluate", tmp_path / "run")):
+        assert_error(result, 1, "was written by a newer fastvae (format version 2); upgrade fastvae")
+        assert "skipping" not in result.err
+
+
+def test_a_first_write_that_fails_names_the_file_and_leaves_no_folder(
+    fastvae: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fastvae.checkpoint._write_durably", full)
+    assert_error(fastvae("train", *QUICK, "--out", tmp_path / "a" / "b"), 1, "checkpoint-000000000000.safetensors")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    monkeypatch.setattr("numpy.save", full)
+    args = ("train", *QUICK, "--out", tmp_path / "run")
+    assert fastvae(*args).code == 0
+    result = fastvae("encode", tmp_path / "run", "--out", tmp_path / "codes.npy")
+    assert_error(result, 1, f"No space left on device: {tmp_path / 'codes.npy'}")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def shell(command: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a shell's line in which "$@" is the command line of fastvae."""
+    line = ["bash", "-c", command, "bash", *COMMAND]
+    return subprocess.run(line, capture_output=True, text=True, timeout=120, **options)
+
+
+def test_a_reader_of_stderr_that_leaves_does_not_stop_a_run(tmp_path: Path) -> None:
+    run = f"train {' '.join(QUICK[:4])} --epochs 50 --out {tmp_path / 'run'}"
+
+    result = shell(f'"$@" {run} 2>&1 >{tmp_path / "out"} | head -1; exit ${{PIPESTATUS[0]}}')
+
+    assert result.returncode == 0
+    assert result.stdout.count("\n") == 1
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["epochs"] == 50
+
+
+def test_a_run_without_stderr_prints_nothing_else_on_stdout(tmp_path: Path) -> None:
+    result = shell(f'"$@" train {" ".join(QUICK)} --out {tmp_path / "run"} --json 2>&-')
+
+    assert result.returncode == 0
+    assert json.loads(result.stdout)["epochs"] == 2
+    assert shell('"$@" evaluate nowhere 2>&-').stdout == ""
+
+
+@pytest.mark.parametrize("command", ["info", "data", "train", "--help"])
+def test_a_missing_stdout_is_one_line(tmp_path: Path, command: str) -> None:
+    result = shell(f'"$@" {command} >&-', cwd=tmp_path)
+
+    assert result.returncode == 1
+    assert result.stderr.startswith("fastvae: error: stdout is closed")
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_stdout_is_one_line() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    result = shell('"$@" info >/dev/full')
+
+    assert result.returncode == 1
+    assert result.stderr.startswith("fastvae: error: No space left on device")
+    assert result.stderr.count("\n") == 1
+
+
+def test_ctrl_c_while_the_command_is_imported_has_no_traceback() -> None:
+    code = (
+        "import sys, signal, fastvae.cli\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'fastvae.cli.commands': signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "fastvae.cli.main(['info'])"
+    )
+    result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60)
+
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "fastvae: interrupted\n")
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    with replace_file(tmp_path / "x") as first, replace_file(tmp_path / "x") as second:
+        first.write(b"first")
+        second.write(b"second")
+
+    assert (tmp_path / "x").read_bytes() == b"first"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_the_list_of_commands_is_not_cut(fastvae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "..." not in fastvae("--help").out.partition("Commands:")[2]
+
+
+def test_the_table_names_units(fastvae: Callable[..., Result], run_folder: Path) -> None:
+    assert re.search(r"^elbo +-\d+\.\d{3} nats$", fastvae("evaluate", run_folder).out, re.MULTILINE)
+    again = fastvae("train", "--out", run_folder, "--resume").out
+    assert re.search(r"^samples_per_second +[\d,]+$", again, re.MULTILINE)

@@ -53,21 +53,32 @@ def test_bool_is_viewed_and_lists_become_float64():
     assert as_dataset([[1, 2], [3, 4]]).rows.dtype == np.float64
 
 
+class Frame:
+    """What a pandas DataFrame of floats gives NumPy: columns that lie together."""
+
+    def __array__(self, dtype=None, copy=None):
+        return np.zeros((3, 2), dtype or np.float64, order="F")
+
+    def to_numpy(self, dtype=None):
+        return self.__array__(dtype)
+
+
 @pytest.mark.parametrize(
     ("x", "words"),
     [
         (np.zeros((2, 2), np.float16), "float16.*astype"),
         (np.zeros((2, 2), np.int64), r"int64.*x\.astype\(np\.float32\).*np\.uint8"),
-        (np.zeros((2, 2), complex), "complex128.*numbers"),
+        (np.zeros((2, 2), complex), r"complex128.*Complex data not supported.*x\.real"),
         (np.array([["a"]]), "numbers"),
         (np.zeros((2, 2), np.dtype("f4").newbyteorder()), "byte order.*newbyteorder"),
-        (np.zeros(4, np.float32), r"shape \(4,\).*reshape\(-1, 1\)"),
+        (np.zeros(4, np.float32), r"shape \(4,\).*Reshape your data.*reshape\(-1, 1\)"),
         (np.zeros((4, 3, 2), np.float32), r"shape \(4, 3, 2\).*reshape\(4, 6\).*image_shape=\(3, 2\)"),
         (np.float32(1), "2-D.*reshape"),
         (np.zeros((0, 3), np.float32), "empty"),
-        (np.zeros((3, 0), np.float32), "empty"),
+        (np.zeros((3, 0), np.float32), r"0 feature\(s\) \(shape=\(3, 0\)\) while a minimum of 1 is required"),
         (np.zeros((3, 4), np.float32, order="F"), "ascontiguousarray"),
-        (np.zeros((6, 4), np.float32)[::2], "ascontiguousarray"),
+        (np.zeros((6, 4), np.float32)[::2], r"np\.ascontiguousarray\(x\)"),
+        (Frame(), r"np\.ascontiguousarray\(x\.to_numpy\(np\.float32\)\)"),
         (np.ma.masked_array(np.zeros((2, 2))), "filled"),
         ([[1.0, 2.0], [3.0]], "equal length"),
         ([["a"]], "numbers"),
@@ -175,7 +186,7 @@ def test_not_finite_values_are_located_and_counted(likelihood, mean, bad, sparse
     x[2900, 7] = x[2901, 3] = bad
     x[0, 0] = 5.0  # outside [0, 1], but the worse fault is named
     dataset = as_dataset(sp.csr_matrix(x) if sparse else x)
-    with pytest.raises(DataError, match=r"row 2900, column 7: \S+ is not a finite.*\(2 such"):
+    with pytest.raises(DataError, match=r"row 2900, column 7: \S+ is not a finite.*\(2 such.*NaN, infinity"):
         check_values(dataset, likelihood, mean)
 
 
@@ -187,7 +198,7 @@ def test_values_outside_the_unit_interval(likelihood, mean, bad, sparse):
     x[0, 0] = 1.0
     x[30, 5] = bad
     dataset = as_dataset(sp.csr_array(x) if sparse else x)
-    with pytest.raises(DataError, match=r"row 30, column 5: .*outside \[0, 1\] \(1 such.*--likelihood gaussian"):
+    with pytest.raises(DataError, match=r"row 30, column 5: .*outside \[0, 1\] \(1 such.*likelihood='gaussian'"):
         check_values(dataset, likelihood, mean)
     check_values(dataset, "gaussian", "identity")
 
@@ -234,3 +245,14 @@ def traced_peak():
             tracemalloc.stop()
 
     return measure
+
+
+def test_rows_are_named_by_their_place_in_the_source():
+    x = np.zeros((20, 3))
+    x[13, 1] = np.nan
+    for picked in (slice(10, 20), [2, 13, 5], np.arange(20) > 12):
+        part = as_dataset(x).select(picked)
+        with pytest.raises(DataError, match="row 13, column 1: nan"):
+            check_values(part, "bernoulli", "sigmoid")
+    with pytest.raises(DataError, match="row 13, column 1: nan"):
+        check_values(as_dataset(sp.csr_matrix(x)).select([1, 13]).select([1]), "bernoulli", "sigmoid")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from data_files import idx_bytes, write_mnist
 
-from fastvae.data import list_datasets, load
+from fastvae.data import check_values, list_datasets, load
 from fastvae.errors import DataError
 
 
@@ -137,6 +137,39 @@ def test_sources_that_are_not_there(tmp_path):
         load("nmist")
     with pytest.raises(DataError, match="is a folder"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["nan", "7"])
+@pytest.mark.parametrize("line", [4, 31, 100])
+def test_bad_values_of_a_csv_are_named_by_line_and_column(tmp_path, value, line):
+    lines = ["a,b", "", *["0.5,0.5"] * 98]
+    lines[line - 1] = f"0.5,{value}"
+    (tmp_path / "x.csv").write_text("\n".join(lines) + "\n")
+    split = load(tmp_path / "x.csv", test_fraction=0.5)
+    messages = []
+    for part in (split.train, split.test):
+        try:
+            check_values(part, "bernoulli", "sigmoid")
+        except DataError as error:
+            messages.append(str(error))
+    assert len(messages) == 1
+    assert f"x.csv: line {line}, column 2: {value}" in messages[0]
+
+
+def test_bad_values_of_a_mapped_file_are_named_by_their_row_in_it(tmp_path):
+    x = np.zeros((50, 2))
+    x[48, 1] = np.nan
+    np.save(tmp_path / "x.npy", x)
+    test = load(tmp_path / "x.npy").test
+    assert test.is_mapped
+    with pytest.raises(DataError, match="row 48, column 1"):
+        check_values(test, "gaussian", "identity")
+
+
+@pytest.mark.parametrize(("name", "words"), [("", "name of the data is empty"), ("/dev/null", "not a regular file")])
+def test_sources_that_are_no_files(name, words):
+    with pytest.raises(DataError, match=words):
+        load(name)
 
 
 @pytest.mark.realdata

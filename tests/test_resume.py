@@ -202,7 +202,8 @@ def test_killed_at_fifty_random_moments_ends_in_the_same_weights(tmp_path: Path)
     assert [path.name for path in folder.rglob(".*")] == []
 
 
-def test_ctrl_c_saves_says_how_to_go_on_and_is_answered_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_saves_says_how_to_go_on_and_is_answered_at_once(tmp_path: Path, number: int, code: int) -> None:
     process = start(tmp_path / "run", "--epochs", "1000000")
     while not list_checkpoints(tmp_path / "run" / "checkpoints"):
         assert process.poll() is None
@@ -210,11 +211,11 @@ def test_ctrl_c_saves_says_how_to_go_on_and_is_answered_at_once(tmp_path: Path) 
     time.sleep(0.3)
 
     begin = time.monotonic()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = finish(process)
     seconds = time.monotonic() - begin
 
-    assert process.returncode == 130
+    assert process.returncode == code
     assert seconds < 2  # 0.2 s on a quiet machine
     assert out == ""
     last = err.splitlines()[-1]

@@ -16,6 +16,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils import get_tags
 
 from fastvae import VAE, Optimizer, backends, settings
 from fastvae.callbacks import Callback
@@ -310,7 +311,7 @@ def test_a_fit_that_cannot_begin_leaves_the_fitted_model_as_it_was(monkeypatch: 
 
 
 def test_divergence_is_an_error_of_fit(engine: Engine) -> None:
-    with pytest.raises(DivergenceError, match="lower the learning rate"):
+    with pytest.raises(DivergenceError, match="lower learning_rate"):
         make_vae(engine, optimizer="sgd", learning_rate=1000.0, n_epochs=50).fit(make_rows())
 
 
@@ -347,6 +348,31 @@ def test_scikit_learn_finds_what_it_expects() -> None:
     assert model.get_feature_names_out().tolist() == ["vae0", "vae1"]
     assert "latent_dim=2" in repr(model)
     np.testing.assert_array_equal(make_vae().fit_transform(rows), model.transform(rows))
+
+
+def test_scikit_learn_is_told_what_the_estimator_takes() -> None:
+    tags = get_tags(make_vae())
+    assert tags.input_tags.sparse
+    assert tags.input_tags.positive_only
+    assert not get_tags(make_vae(likelihood="gaussian", mean="identity")).input_tags.positive_only
+    assert tags.transformer_tags.preserves_dtype == ["float32"]
+
+
+def test_transform_leaves_the_estimator_as_it_is() -> None:
+    rows = make_rows()
+    model = make_vae().fit(rows)
+    before = vars(model).copy()
+
+    model.transform(rows)
+    model.set_params(n_threads=1).transform(rows)
+
+    assert vars(model) | {"n_threads": None} == before
+
+
+def test_the_width_is_looked_at_before_the_memory_order() -> None:
+    model = make_vae().fit(make_rows())
+    with pytest.raises(ValueError, match="X has 5 features, but VAE is expecting 12"):
+        model.transform(make_rows()[:, :5])
 
 
 def test_copies_and_pickles_keep_the_state() -> None:

@@ -26,7 +26,9 @@ __all__ = ["evaluate"]
 @checkpoint_argument
 @data_options
 @engine_options(None)
-@click.option("--n-draws", type=click.IntRange(1, 2**20), help="L, draws of z per row; by default as train does.")
+@click.option(
+    "--n-draws", type=click.IntRange(1, 2**20), help="Random draws of z per row (L); by default as train does."
+)
 @seed_option("Key of the draws; by default that of the training.")
 @json_option
 def evaluate(
@@ -41,9 +43,10 @@ def evaluate(
     seed: int | None,
     as_json: bool,
 ) -> None:
-    """Measure the variational bound of a CHECKPOINT (a file, or the folder of a run) in nats per datapoint.
+    """Measure the variational bound in nats per datapoint.
 
-    Without further options this repeats the test bound that the training reported, bit for bit.
+    CHECKPOINT is a file, or the folder of a run. Without further options this repeats the test bound that the training
+    reported, bit for bit.
     """
     path, content, model = open_model(checkpoint, backend=backend, threads=threads)
     rows = rows_for(content, source=source, data_dir=data_dir, test_fraction=test_fraction, split=split)

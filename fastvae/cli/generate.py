@@ -59,7 +59,7 @@ def sample(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Draw z from the prior and write the means of p(x|z)."""
+    """Write new rows: means of p(x|z) for z from the prior."""
     _, _, model = open_model(checkpoint, backend=backend, threads=threads)
     shape = _image_shape(model, out)
     means = model.sample(n_samples, random_state=seed)
@@ -91,7 +91,10 @@ def reconstruct(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Write the means of p(x|z) at the posterior means of some rows; a .png shows them below the originals."""
+    """Write what the model makes of some rows.
+
+    These are the means of p(x|z) at the posterior means of z; a .png shows them below the originals.
+    """
     _, content, model = open_model(checkpoint, backend=backend, threads=threads)
     shape = _image_shape(model, out)
     rows = rows_for(content, source=source, data_dir=data_dir, test_fraction=test_fraction, split=split)
@@ -123,7 +126,10 @@ def encode(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Write the posterior means mu of some rows, one line or array row each."""
+    """Write the codes of some rows: their posterior means mu.
+
+    Each row of the data gives one line or array row.
+    """
     _, content, model = open_model(checkpoint, backend=backend, threads=threads)
     rows = rows_for(content, source=source, data_dir=data_dir, test_fraction=test_fraction, split=split)
     mu = model.transform(rows)

@@ -15,7 +15,10 @@ __all__ = ["info"]
 @click.command()
 @json_option
 def info(as_json: bool) -> None:
-    """Show version, backends and why one is missing, instruction set, threads and folders."""
+    """Show version, backends, threads and folders.
+
+    Of a backend that is missing it says why.
+    """
     values = _collect()
     if as_json:
         print_json(values)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from fastvae import backends
+from fastvae.callbacks import say
+from fastvae.network import MAX_WIDTH
 
 if TYPE_CHECKING:
     from fastvae.checkpoint import Checkpoint
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from fastvae.vae import VAE
 
 __all__ = [
+    "PATH",
     "absolute",
     "checkpoint_argument",
     "data_dir_option",
@@ -41,16 +43,29 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-checkpoint_argument = click.argument("checkpoint", type=click.Path(path_type=Path))
+# Of the floats in tables; all others are in nats.
+_FORMATS = {"samples_per_second": "{:,.0f}", "seconds": "{:,.1f} s"}
+
+
+class _NonEmptyPath(click.Path):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse the empty path, which would mean the working directory."""
+        if value == "":
+            self.fail("the path is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = _NonEmptyPath(path_type=Path)
+
+checkpoint_argument = click.argument("checkpoint", type=PATH)
 test_fraction_option = click.option(
     "--test-fraction",
     type=click.FloatRange(0, 1, max_open=True),
-    help="Share of a file's rows to test on; by default 0.1, or the file's own split.",
+    help="Share of a file's rows to test on; by default 0.1, or the file's own split. Of a .npy file, which stays on "
+    "disk, these are the last rows, of any other a random choice.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout.")
-data_dir_option = click.option(
-    "--data-dir", type=click.Path(path_type=Path), help="Folder of the named datasets' files, used as it is."
-)
+data_dir_option = click.option("--data-dir", type=PATH, help="Folder of the named datasets' files, used as it is.")
 
 
 def seed_option(text: str, default: int | None = None) -> Callable[[F], F]:
@@ -93,7 +108,7 @@ def data_options(function: F) -> F:
 
 def note(message: str) -> None:
     """Print a line on stderr."""
-    print("fastvae:", message, file=sys.stderr)
+    say(f"fastvae: {message}")
 
 
 def absolute(source: str) -> str:
@@ -122,11 +137,12 @@ def _is_not_finite(value: Any) -> bool:
 
 
 def print_table(values: Iterable[tuple[str, Any]]) -> None:
-    """Print names and values in two columns on stdout; values that are None are left out."""
+    """Print names and values in two columns on stdout, floats with their unit; values that are None are left out."""
     shown = [(name, value) for name, value in values if value is not None]
     width = max(len(name) for name, _ in shown)
     for name, value in shown:
-        print(f"{name:<{width}}  {f'{value:,.3f}' if isinstance(value, float) else value}")
+        text = _FORMATS.get(name, "{:,.3f} nats").format(value) if isinstance(value, float) else value
+        print(f"{name:<{width}}  {text}")
 
 
 def report_damaged(path: Path, error: CheckpointError) -> None:
@@ -202,8 +218,9 @@ def widths(_: click.Context, parameter: click.Parameter, values: Sequence[str]) 
     if list(values) == ["none"]:
         return ()
     parts = [part.strip() for value in values for part in value.split(",")]
-    if not all(part.isdecimal() and 1 <= int(part) <= 2**24 for part in parts):
+    if not all(part.isdecimal() and 1 <= int(part) <= MAX_WIDTH for part in parts):
         raise click.BadParameter(
-            f"{','.join(parts)!r} is not a list of widths such as 500 or 500,300, nor none by itself"
+            f"{','.join(parts)!r} is not a list of widths such as 500 or 500,300, each from 1 to {MAX_WIDTH}, "
+            "nor none by itself"
         )
     return tuple(int(part) for part in parts)

@@ -14,6 +14,7 @@ from click.core import ParameterSource
 
 from fastvae import backends
 from fastvae.cli.options import (
+    PATH,
     absolute,
     data_dir_option,
     draws,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from fastvae.training.loop import Run
     from fastvae.vae import VAE
 
-__all__ = ["train"]
+__all__ = ["FLAGS", "train"]
 
 # flag -> parameter of the estimator
 _MODEL = {
@@ -63,6 +64,9 @@ _MODEL = {
 # What a resumed run may change.
 _SESSION = {"epochs": "n_epochs", "backend": "backend", "threads": "n_threads"}
 _DATA = ("data", "test_fraction")
+_CHECKPOINTING = ("checkpoint_every", "keep")
+FLAGS = {parameter: "--" + flag.replace("_", "-") for flag, parameter in (_MODEL | _SESSION).items()}
+FLAGS["test_fraction"] = "--test-fraction"
 
 
 def _init(_: click.Context, __: click.Parameter, value: str) -> str | float:
@@ -76,10 +80,10 @@ def _init(_: click.Context, __: click.Parameter, value: str) -> str | float:
 @click.option("--data", default="digits", help="Named dataset (digits, mnist, freyface) or file.")
 @data_dir_option
 @test_fraction_option
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run  [default: runs/DATA-TIME]")
+@click.option("--out", type=PATH, help="Folder of the run  [default: runs/DATA-TIME]")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out; options left out are those of the run.")
 @click.option("--epochs", type=click.IntRange(1, 2**31 - 1), default=10, help="Passes over the data, in all.")
-@click.option("--latent-dim", type=click.IntRange(1, 2**24), default=20, help="J.")
+@click.option("--latent-dim", type=click.IntRange(1, 2**24), default=20, help="Dimensions of the code z (J).")
 @click.option("--hidden", multiple=True, default=["500"], callback=widths, help="Encoder widths: 500, 500,300 or none.")
 @click.option("--decoder-hidden", multiple=True, callback=widths, help="Decoder widths  [default: --hidden reversed]")
 @click.option("--activation", type=click.Choice(ACTIVATIONS), default="tanh", help="Of the hidden layers.")
@@ -89,8 +93,8 @@ def _init(_: click.Context, __: click.Parameter, value: str) -> str | float:
 @click.option("--binarize", type=click.Choice(TRAINING_BINARIZE), default="none", help="Draw pixels 0 or 1.")
 @click.option("--optimizer", type=click.Choice(tuple(OPTIMIZERS)), default="adam", help="Update rule.")
 @click.option("--learning-rate", type=float, help="Step size  [default: 0.001, adagrad 0.02]")
-@click.option("--batch-size", type=click.IntRange(1, 2**24), default=100, help="M.")
-@click.option("--n-draws", type=click.IntRange(1, 2**16), default=1, help="L, draws of z per datapoint and step.")
+@click.option("--batch-size", type=click.IntRange(1, 2**24), default=100, help="Rows per training step (M).")
+@click.option("--n-draws", type=click.IntRange(1, 2**16), default=1, help="Random draws of z per row and step (L).")
 @click.option("--kl-weight", type=float, default=1.0, help="Weight of the KL divergence in the objective.")
 @click.option("--kl-warmup", type=click.IntRange(0), default=0, help="Steps over which that weight rises from 0.")
 @click.option("--prior/--no-prior", default=False, help="Weight prior N(0, I).")
@@ -103,7 +107,9 @@ def _init(_: click.Context, __: click.Parameter, value: str) -> str | float:
 @json_option
 @click.pass_context
 def train(context: click.Context, /, **options: Any) -> None:
-    """Train a VAE; write checkpoints, history and pictures into the folder of the run.
+    """Train a VAE and write the folder of its run.
+
+    The folder holds checkpoints, configuration, history, result and pictures.
 
     The run goes through the same steps on any number of threads, and after any interruption and --resume.
     """
@@ -138,7 +144,7 @@ class _Run:
         else:
             self._check_fresh()
             if options["resume"]:
-                note(f"{self.folder} holds no checkpoint yet, starting at step 0")
+                note(f"there is no run in {self.folder} to resume, so a new one starts there")
             self.model = _new_model(context, options)
             self.source = {name: options[name] for name in _DATA}
         self.data_dir = None if options["data_dir"] is None else str(options["data_dir"].expanduser().resolve())
@@ -159,10 +165,11 @@ class _Run:
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
-        """Hold the folder for this process alone; one that was made for it and stayed empty is removed again."""
+        """Hold the folder for this process alone; folders made for it that stayed empty are removed again."""
         from fastvae.errors import CheckpointError
         from fastvae.files import lock_folder
 
+        absent = [folder for folder in self.folder.parents if not folder.exists()]
         made = self._make_own_folder()
         with lock_folder(self.folder) as is_ours:
             if not is_ours:
@@ -172,9 +179,9 @@ class _Run:
                     self._check_fresh()
                 yield
             finally:
-                if made:
+                for folder in (self.checkpoints, *([self.folder, *absent] if made else [])):
                     with contextlib.suppress(OSError):
-                        self.folder.rmdir()
+                        folder.rmdir()
 
     def _make_own_folder(self) -> bool:
         """Make the folder, under the next free name if it is the default one; return whether it was not there."""
@@ -216,11 +223,16 @@ class _Run:
             before["test_fraction"] = DEFAULT_TEST_FRACTION
         for flag in sorted(self.given & before.keys()):
             if self.options[flag] != before[flag]:
-                option, value = "--" + flag.replace("_", "-"), before[flag]
+                option = "--" + flag.replace("_", "-")
+                value = f"no {option}" if before[flag] is None else f"{option} {_shown(before[flag])}"
                 raise CheckpointError(
-                    f"the run in {self.folder} has {f'no {option}' if value is None else f'{option} {value}'}, "
-                    f"not {self.options[flag]}; leave the option out or start another run"
+                    f"the run in {self.folder} has {value}, not {_shown(self.options[flag])}; "
+                    "leave the option out or start another run"
                 )
+        self._check_epochs()
+        for name in _CHECKPOINTING:
+            if name not in self.given:
+                self.options[name] = self.source.get(name, self.options[name])
         for flag in self.given & _SESSION.keys():
             self.model.set_params(**{_SESSION[flag]: self.options[flag]})
         if "threads" not in self.given:
@@ -234,10 +246,29 @@ class _Run:
             )
         note(f"resuming {path.name} at step {self.model.n_steps_}")
 
+    def _check_epochs(self) -> None:
+        from fastvae.errors import CheckpointError
+
+        model, asked = self.model, self.options["epochs"]
+        epoch = -(-model.n_steps_ // (model.n_samples_seen_ // model.batch_size))
+        if "epochs" in self.given and asked < epoch:
+            raise CheckpointError(
+                f"nothing to do for --epochs {asked}: the run in {self.folder} is at epoch {epoch} of "
+                f"{model.n_epochs}; leave the option out or raise it"
+            )
+
     def _load(self) -> Split:
         from fastvae.data import load
 
-        return load(self.source["data"], data_dir=self.options["data_dir"], test_fraction=self.source["test_fraction"])
+        fraction = self.source["test_fraction"]
+        split = load(self.source["data"], data_dir=self.options["data_dir"], test_fraction=fraction)
+        if split.test is not None and split.test.is_mapped and not self.resumed:
+            share = split.test.n_rows / (split.train.n_rows + split.test.n_rows)
+            note(
+                f"test set: the last {100 * share:.3g} % of rows, since the file is memory-mapped; "
+                "shuffle the file if its order means something"
+            )
+        return split
 
     def _write_texts(self, run: Run) -> None:
         """Write configuration and history beside the checkpoints."""
@@ -252,7 +283,11 @@ class _Run:
         _write_history(self.folder / "history.csv", run.state.history)
 
     def _run_metadata(self) -> dict[str, Any]:
-        return {**{name: self.source[name] for name in _DATA}, "data_dir": self.data_dir}
+        return {
+            **{name: self.source[name] for name in _DATA},
+            **{name: self.options[name] for name in _CHECKPOINTING},
+            "data_dir": self.data_dir,
+        }
 
     def train(self) -> None:
         """Run all the steps that are left; checkpoints are kept whatever happens."""
@@ -352,6 +387,8 @@ def _new_model(context: click.Context, options: dict[str, Any]) -> VAE:
     from fastvae.vae import VAE
 
     model = VAE(**{parameter: options[flag] for flag, parameter in (_MODEL | _SESSION).items()})
+    if model.mean != "sigmoid" and model.likelihood != "gaussian":
+        raise click.UsageError(f"--mean {model.mean} needs --likelihood gaussian", context)
     try:
         settings.check(model)
     except ValueError as error:
@@ -366,6 +403,11 @@ def _not_a_run(path: Path) -> CheckpointError:
         f"{path} was not written by fastvae train and does not name its data; "
         "go on in Python with VAE.load and resume, or name another --out"
     )
+
+
+def _shown(value: Any) -> str:
+    """Write a value as on the command line."""
+    return (",".join(map(str, value)) or "none") if isinstance(value, tuple | list) else str(value)
 
 
 def _engine_name(backend: str, isa: str | None) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fastvae.data.dataset import require_contiguous
@@ -24,11 +25,16 @@ DEFLATE_MAX_RATIO = 1032
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-    """What a file holds: rows (N, D), the rows it sets aside for testing if it does, and (height, width) of images."""
+    """What a file holds.
+
+    That is rows (N, D), the rows it sets aside for testing if it does, (height, width) of images, and for a text file
+    the line of each row, counted from 1.
+    """
 
     rows: Any
     test_rows: Any = None
     image_shape: tuple[int, int] | None = None
+    lines: NDArray[np.int64] | None = None
 
 
 def read_chunks(path: Path) -> Iterator[bytes]:
@@ -67,4 +73,10 @@ def starts_with(path: Path, magic: bytes) -> bool:
 
 def unreadable(path: Path, error: BaseException) -> DataError:
     """Return the one-line error for a file that a parser or the system refused."""
-    return DataError(f"{path} cannot be read: {one_line(error)}")
+    if isinstance(error, OSError) and error.errno is not None:
+        mend = "check its permissions and the disk"
+    elif isinstance(error, UnicodeDecodeError):
+        mend = "save it as UTF-8 text"
+    else:
+        mend = "it is truncated, damaged or of another kind than its name says: fetch, copy or write it again"
+    return DataError(f"{path} cannot be read: {one_line(error)}; {mend}")

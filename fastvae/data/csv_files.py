@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+from array import array
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,13 +37,14 @@ def read_csv(path: Path) -> Content:
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            lines = (line for line in stream if line.strip())
+            lines: Iterator[str] = (line for line in stream if line.strip())
             first = next(csv.reader(lines), [])
             is_header = bool(first) and not any(_is_number(cell) for cell in first)
             if (not first or is_header) and next(lines, None) is None:
                 raise DataError(f"{path}: no rows of numbers in it")
             stream.seek(0)
-            lines = (line for line in stream if line.strip())
+            numbers = array("q")
+            lines = _numbered(stream, numbers)
             if is_header:
                 next(lines)
             rows = np.loadtxt(lines, delimiter=",", dtype=np.float64, ndmin=2, comments=None, quotechar='"')
@@ -51,7 +54,17 @@ def read_csv(path: Path) -> Content:
         raise _csv_error(path, error) from error
     if is_header and len(first) != rows.shape[1]:
         raise DataError(f"{path}: its header names {len(first)} columns, but its rows have {rows.shape[1]}")
-    return Content(rows)
+    # A cell with a line break in quotes makes a row of several lines; rows are then named by their order.
+    origins = np.array(numbers[is_header:], np.int64)
+    return Content(rows, lines=origins if len(origins) == len(rows) else None)
+
+
+def _numbered(stream: Iterable[str], numbers: array[int]) -> Iterator[str]:
+    """Yield the lines that are not blank, and note their numbers."""
+    for number, line in enumerate(stream, 1):
+        if line.strip():
+            numbers.append(number)
+            yield line
 
 
 def _is_number(cell: str) -> bool:
@@ -74,7 +87,8 @@ def _csv_error(path: Path, cause: BaseException) -> DataError:
                 bad = [column for column, cell in enumerate(cells, 1) if not _is_number(cell)]
                 if bad and (n_columns or len(bad) < len(cells)):
                     cell = cells[bad[0] - 1]
-                    return DataError(f"{path}: line {reader.line_num}, column {bad[0]}: {cell!r} is not a number")
+                    mend = next((f"; separate cells by commas, not {mark!r}" for mark in ";\t" if mark in cell), "")
+                    return DataError(f"{path}: line {reader.line_num}, column {bad[0]}: {cell!r} is not a number{mend}")
                 if n_columns and len(cells) != n_columns:
                     return DataError(
                         f"{path}: line {reader.line_num} has {len(cells)} cells, but the lines before it {n_columns}"

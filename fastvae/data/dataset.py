@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -45,12 +45,18 @@ class Dataset:
         Where the rows came from; it stands in front of error messages.
     image_shape : tuple of int or None
         (height, width) when each row is an image in row-major order, height * width = D.
+    origins : sequence of int or None
+        Where each row stands in its source, by which error messages name it; None for the rows of the source in order.
+    from_text : bool
+        Whether `origins` are lines of a text file. Those and their columns count from 1, all else counts from 0.
     """
 
     rows: Rows = dataclasses.field(repr=False)
     scale: float
     name: str = "array"
     image_shape: tuple[int, int] | None = None
+    origins: Sequence[int] | NDArray[np.int64] | None = dataclasses.field(default=None, repr=False)
+    from_text: bool = False
 
     @property
     def n_rows(self) -> int:
@@ -67,6 +73,11 @@ class Dataset:
         """Whether the rows are a scipy CSR matrix."""
         return not isinstance(self.rows, np.ndarray)
 
+    @property
+    def is_mapped(self) -> bool:
+        """Whether the rows stay in a file that is mapped into memory."""
+        return isinstance(self.rows, np.memmap)
+
     def select(self, index: slice | NDArray[Any] | list[int]) -> Dataset:
         """Return the dataset of some rows.
 
@@ -78,7 +89,7 @@ class Dataset:
         Returns
         -------
         Dataset
-            The same scale, name and image shape.
+            The same scale, name and image shape, and of each row its place in the source.
 
         Raises
         ------
@@ -95,7 +106,14 @@ class Dataset:
             raise DataError(f"{self.name}: the selection takes none of the {self.n_rows} rows")
         if isinstance(rows, np.ndarray) and not rows.flags.c_contiguous:
             rows = np.ascontiguousarray(rows)
-        return dataclasses.replace(self, rows=rows)
+        origins = range(self.n_rows) if self.origins is None else self.origins
+        chosen = origins[picked] if isinstance(picked, slice) else np.asarray(origins)[picked]
+        return dataclasses.replace(self, rows=rows, origins=chosen)
+
+    def place(self, row: int, column: int) -> str:
+        """Name a value by where it stands in the source."""
+        origin = row if self.origins is None else self.origins[row]
+        return f"line {origin}, column {column + 1}" if self.from_text else f"row {origin}, column {column}"
 
 
 def as_dataset(
@@ -141,12 +159,11 @@ def as_dataset(
     return Dataset(rows, scale, name, image_shape)
 
 
-def require_contiguous(array: NDArray[Any], name: str) -> None:
+def require_contiguous(array: NDArray[Any], name: str, mend: str = "np.ascontiguousarray(x)") -> None:
     """Raise a `DataError` unless a dense array is C-contiguous: a copy is the caller's decision."""
     if not array.flags.c_contiguous:
         raise DataError(
-            f"{name}: the array is not C-contiguous (Fortran order or a strided view); "
-            "make the copy with np.ascontiguousarray(x) first"
+            f"{name}: the array is not C-contiguous (Fortran order or a strided view); make the copy with {mend}"
         )
 
 
@@ -164,9 +181,14 @@ def _check_shape(shape: tuple[int, ...], name: str) -> None:
     else:
         hint = "x.reshape(n_rows, -1)"
     if len(shape) != 2:
-        raise DataError(f"{name}: data must be 2-D, one datapoint per row, got shape {shape}; use {hint}")
-    if min(shape) < 1:
-        raise DataError(f"{name}: data are empty, shape {shape}; at least one row and one column are needed")
+        raise DataError(
+            f"{name}: data must be 2-D, one datapoint per row, got shape {shape}. Reshape your data: {hint}"
+        )
+    for length, kind in zip(shape, ("sample", "feature"), strict=True):
+        if length == 0:
+            raise DataError(
+                f"{name}: the data are empty: 0 {kind}(s) (shape={shape}) while a minimum of 1 is required."
+            )
 
 
 def _checked_dtype(array: NDArray[Any], name: str) -> NDArray[Any]:
@@ -181,6 +203,8 @@ def _checked_dtype(array: NDArray[Any], name: str) -> NDArray[Any]:
     mend = "x.astype(np.float32)"
     if dtype.kind in "iu":
         mend += ", or x.astype(np.uint8) for grey levels 0..255 and binary data"
+    elif dtype.kind == "c":
+        mend = "Complex data not supported; take x.real, x.imag or both as columns"
     elif dtype.kind != "f":
         mend = "turn every column into numbers, then " + mend
     raise DataError(f"{name}: dtype {dtype} is not one of uint8, bool, float32, float64; {mend}")
@@ -196,8 +220,9 @@ def _checked_dense(x: Any, name: str) -> NDArray[Any]:
     if not isinstance(array, np.memmap):
         array = np.asarray(array)
     _check_shape(array.shape, name)
+    is_frame = hasattr(x, "to_numpy")
     array = _checked_dtype(array, name)
-    require_contiguous(array, name)
+    require_contiguous(array, name, f"np.ascontiguousarray({'x.to_numpy(np.float32)' if is_frame else 'x'})")
     return array
 
 

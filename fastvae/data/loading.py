@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,8 @@ def load(
         raise ValueError(f"test_fraction must be in [0, 1), got {test_fraction!r}")
     name = os.fspath(source)
     loaders = {"digits": _load_digits, "mnist": _load_mnist, "freyface": _load_freyface}
+    if not name:
+        raise DataError(f"the name of the data is empty; name a file or one of {', '.join(REGISTRY)}")
     if name not in loaders:
         return _load_path(Path(name).expanduser(), test_fraction, seed)
     if test_fraction is not None:
@@ -120,6 +122,7 @@ def _load_path(path: Path, test_fraction: float | None, seed: int) -> Split:
         raise DataError(f"no dataset and no file is called {path}; the named datasets are {', '.join(REGISTRY)}")
     content = read_file(path)
     data = as_dataset(content.rows, name=str(path), image_shape=content.image_shape)
+    data = replace(data, origins=content.lines, from_text=content.lines is not None)
     if content.test_rows is not None:
         if test_fraction is not None:
             raise DataError(f"{path} brings its own test set, x_test; leave test_fraction out")
@@ -131,7 +134,7 @@ def _load_path(path: Path, test_fraction: float | None, seed: int) -> Split:
     if data.n_rows < 2:
         raise DataError(f"{path}: a single row cannot be split; use test_fraction 0")
     n_test = min(max(1, round(fraction * data.n_rows)), data.n_rows - 1)
-    if isinstance(data.rows, np.memmap):
+    if data.is_mapped:
         n_train = data.n_rows - n_test
         return Split(data.select(slice(n_train)), data.select(slice(n_train, None)))
     return _choose(data, n_test, seed)

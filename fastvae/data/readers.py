@@ -32,10 +32,11 @@ def read_file(path: Path) -> Content:
     Raises
     ------
     DataError
-        The file is absent, unreadable, damaged, empty, or of no known format; the message names the file and why.
+        The file is not a regular one, unreadable, damaged, empty, or of no known format; the message names the file
+        and why.
     """
     if not path.is_file():
-        reason = "is a folder; name a file in it" if path.is_dir() else "does not exist"
+        reason = "is a folder; name a file in it" if path.is_dir() else "is not a regular file; name one that is"
         raise DataError(f"{path} {reason}")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty (0 bytes); fetch or write it again")

@@ -35,8 +35,8 @@ def check_values(dataset: Dataset, likelihood: str, mean: str) -> None:
     Raises
     ------
     DataError
-        A value is not finite, or outside [0, 1] where it must not be. The message names the first such row and
-        column (counted from 0), the value, and how many there are.
+        A value is not finite, or outside [0, 1] where it must not be. The message names the first such value by its
+        row and column in the source (counted from 0; line and column of a text file from 1), and how many there are.
     ValueError
         The likelihood or mean is unknown.
     """
@@ -60,14 +60,14 @@ def check_values(dataset: Dataset, likelihood: str, mean: str) -> None:
             outside.add(start, finite & ((x < -RANGE_TOLERANCE) | (x > upper)))
     if not_finite.count:
         raise DataError(
-            f"{dataset.name}: {not_finite.describe()} is not a finite float32 number "
-            f"({not_finite.count} such values in all); remove or fill in those rows or columns"
+            f"{dataset.name}: {not_finite.describe()} is not a finite float32 number ({not_finite.count} such values "
+            "in all; Input contains NaN, infinity or a value too large); remove or fill in those rows or columns"
         )
     if outside.count:
         model = "the bernoulli likelihood" if likelihood == "bernoulli" else "a gaussian with sigmoid mean"
         raise DataError(
             f"{dataset.name}: {outside.describe()} is outside [0, 1] ({outside.count} such values in all), which "
-            f"{model} cannot explain; scale the data to [0, 1], or use --likelihood gaussian with the identity mean"
+            f"{model} cannot explain; scale the data to [0, 1], or use likelihood='gaussian' with mean='identity'"
         )
 
 
@@ -94,4 +94,4 @@ class _Offenders:
             row, column = divmod(self.first, self.dataset.data_dim)
             value = rows[row, column]
         scaled = f" (scaled {float(value) * self.dataset.scale:g})" if self.dataset.scale != 1 else ""
-        return f"row {row}, column {column}: {float(value):g}{scaled}"
+        return f"{self.dataset.place(row, column)}: {float(value):g}{scaled}"

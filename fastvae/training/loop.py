@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
@@ -66,9 +66,11 @@ class Run:
     def diverged(self, tensor: str) -> DivergenceError:
         """Return the error for a run whose first tensor to stop being finite is `tensor`."""
         kept = next((c.newest for c in self.callbacks if c.newest is not None), None)
+        mend = f"lower learning_rate (it is {self.algorithm.optimizer.learning_rate:g}) or raise batch_size"
+        if self.state.step == 0:
+            mend = "the initial weights or the data are too large: set init='fan_in' or scale the data"
         return DivergenceError(
-            f"training diverged at step {self.state.step}: {tensor} is not finite; lower the learning rate"
-            f" (it is {self.algorithm.optimizer.learning_rate:g}) or raise the batch size; "
+            f"training diverged at step {self.state.step}: {tensor} is not finite; {mend}; "
             + (f"the last good checkpoint is {kept}" if kept else "no checkpoint was kept")
         )
 
@@ -217,24 +219,31 @@ class _Gate:
 def _gated_interrupts() -> Iterator[_Gate]:
     """Let Ctrl-C through while the gate is open; hold it back until the block is left while it is not.
 
-    The engine answers it after a complete step; the accounting around the engine is never cut in the middle.
+    SIGTERM is treated alike where it has a handler.
+
+    The engine answers after a complete step; the accounting around the engine is never cut in the middle.
     """
-    gate, previous = _Gate(), signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(previous):
+    gate = _Gate()
+    if threading.current_thread() is not threading.main_thread():
         yield gate
         return
-    caught: list[FrameType | None] = []
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers: dict[int, Callable[..., Any]] = {n: handler for n, handler in previous.items() if callable(handler)}
+    caught: list[tuple[int, FrameType | None]] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
         if gate.open:
-            previous(number, frame)
+            handlers[number](number, frame)
         else:
-            caught.append(frame)
+            caught.append((number, frame))
 
-    signal.signal(signal.SIGINT, handle)
+    for number in handlers:
+        signal.signal(number, handle)
     try:
         yield gate
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         if caught:
-            previous(signal.SIGINT, caught[0])
+            number, frame = caught[0]
+            handlers[number](number, frame)
