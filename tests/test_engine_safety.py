@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from textwrap import dedent
 
 import numpy as np
@@ -180,3 +183,55 @@ def test_denormal_optimizer_state_becomes_zero() -> None:
     assert (state[0] == 0).all()
     ones = np.float32(1e-40) * np.ones(4, np.float32)
     assert (ones > 0).all(), "the caller's own arithmetic keeps its denormals"
+
+
+COUNTER = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stddef.h>
+static long count;
+long allocations(void) { return __atomic_load_n(&count, __ATOMIC_RELAXED); }
+#define COUNTED(name, parameters, arguments)                                  \\
+  void* name parameters {                                                     \\
+    static void*(*next) parameters;                                           \\
+    if (!next) next = (void* (*)parameters)dlsym(RTLD_NEXT, #name);           \\
+    __atomic_fetch_add(&count, 1, __ATOMIC_RELAXED);                          \\
+    return next arguments;                                                    \\
+  }
+COUNTED(malloc, (size_t n), (n))
+COUNTED(realloc, (void* p, size_t n), (p, n))
+COUNTED(aligned_alloc, (size_t a, size_t n), (a, n))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="LD_PRELOAD is Linux's")
+def test_no_step_allocates(tmp_path: Path) -> None:
+    """The engine takes as much memory from the system in 2000 steps as in 20."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler here")
+    source, library = tmp_path / "counter.c", tmp_path / "counter.so"
+    source.write_text(COUNTER)
+    subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    script = """
+        import ctypes
+        counter = ctypes.CDLL(None).allocations
+        data = (np.random.default_rng(0).random((500, 90)) < 0.3).astype(np.float32)
+        counts = []
+        for steps in (20, 20, 2000):
+            plan, params, done, run = training(Network(90, 3, (20,), (20,)), 25, steps, 2, data)
+            run()
+            before = counter()
+            run()
+            counts.append(counter() - before)
+        print(counts[1], counts[2])
+        """
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", SETUP + dedent(script)],
+        env={**os.environ, "LD_PRELOAD": str(library)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    few, many = map(int, done.stdout.split())
+    assert many < few + 50, f"{few} allocations around 20 steps, {many} around 2000"
