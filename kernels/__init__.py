@@ -41,7 +41,11 @@ BINARIZE = ("none", "dynamic", "fixed", "shared")
 
 
 class Plan(Protocol):
-    """One network with its workspace and threads. Not re-entrant: concurrent calls wait for each other."""
+    """One network with its workspace and threads.
+
+    Calls from several threads wait for each other. A call from a signal handler that runs during another call on the
+    same plan is a RuntimeError where the engine cannot nest them.
+    """
 
     network: Network
     rows: int
