@@ -8,8 +8,8 @@
 namespace fastvae {
 namespace {
 
-// Share of nonzeros up to which the lists are used. Measured: they break even with the dense products at 0.45 to 0.5,
-// at minibatches of 100 and 1000 and at every level; at MNIST's 0.19 they save 16 % of the paper's step.
+// Share of nonzeros up to which the lists are used. On the paper's network under AVX-512 and AVX2 they broke even with
+// the dense products between 0.4 and 0.5; at MNIST's 0.19 they save 16 % of the step (docs/benchmarks.md).
 constexpr double sparse_density = 0.4;
 // Elements of x up to which lists are kept: 64 MB of them.
 constexpr size_t most_listed = size_t{1} << 22;
