@@ -15,13 +15,19 @@ namespace {
 // `Plan` with the checks; `self.network` and the sizes are kept for Python.
 class BoundPlan {
  public:
-  BoundPlan(py::object network, Spec spec, int rows, int draws, int n_threads)
-      : network(network), plan_(std::move(spec), rows, draws, n_threads) {}
+  BoundPlan(py::object network, Spec spec, int rows, int draws, bool bf16, int n_threads)
+      : network(network), plan_(std::move(spec), rows, draws, bf16, n_threads) {}
 
   py::object network;
   int rows() const { return plan_.rows; }
   int draws() const { return plan_.draws; }
+  const char* precision() const { return plan_.bf16 ? "bf16" : "fp32"; }
   int n_threads() const { return plan_.threads; }
+  py::dict phase_seconds() const {
+    py::dict seconds;
+    for (const auto& phase : plan_.phases()) seconds[py::str(phase.name)] = phase.seconds;
+    return seconds;
+  }
 
   void gather(py::object data, py::object index, double scale, const std::string& binarize, uint64_t seed,
               uint64_t step, py::object x) {
@@ -219,7 +225,8 @@ class BoundPlan {
 };
 
 std::unique_ptr<BoundPlan> plan(py::object network, int rows, int draws, const std::string& precision, int n_threads) {
-  if (precision != "fp32") throw Unavailable("backend 'cpp' has precisions fp32, not '" + precision + "'");
+  if (precision != "fp32" && precision != "bf16")
+    throw Unavailable("backend 'cpp' has the precisions fp32 and bf16, not '" + precision + "'");
   for (auto [name, value] : {std::pair{"rows", rows}, {"draws", draws}, {"n_threads", n_threads}})
     if (value < 1) throw py::value_error(std::string(name) + " must be at least 1, got " + std::to_string(value));
   if (n_threads > 1024) throw py::value_error("n_threads must be at most 1024, got " + std::to_string(n_threads));
@@ -227,7 +234,7 @@ std::unique_ptr<BoundPlan> plan(py::object network, int rows, int draws, const s
   double widest = std::max(spec.heads() * double(spec.data_dim), 2.0 * spec.latent_dim);
   if (double(rows) * draws * widest >= 2147483648.0)
     throw py::value_error("rows * draws * widest layer must stay below 2^31: use fewer rows or draws at a time");
-  return std::make_unique<BoundPlan>(network, std::move(spec), rows, draws, n_threads);
+  return std::make_unique<BoundPlan>(network, std::move(spec), rows, draws, precision == "bf16", n_threads);
 }
 
 void philox(py::object counter, py::object key, py::object out) {
@@ -257,6 +264,15 @@ py::list isa_levels() {
   return names;
 }
 
+// Of the level in use; where the environment names one that is not there, isa_level and plan say so.
+py::tuple precisions() {
+  try {
+    if (select_kernels().to_pairs) return py::make_tuple("fp32", "bf16");
+  } catch (const Unavailable&) {
+  }
+  return py::make_tuple("fp32");
+}
+
 std::string isa_level() { return select_kernels().level; }
 
 }  // namespace
@@ -267,7 +283,7 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
   m.doc() = "The C++ engine of fastvae, behind the contract of fastvae.kernels.";
   py::register_local_exception_translator(&translate_unavailable);
   m.attr("NAME") = "cpp";
-  m.attr("PRECISIONS") = py::make_tuple("fp32");
+  m.attr("PRECISIONS") = precisions();
   m.def("plan", &plan, "network"_a, py::kw_only(), "rows"_a, "draws"_a, "precision"_a, "n_threads"_a);
   m.def("philox", &philox, py::kw_only(), "counter"_a, "key"_a, "out"_a);
   m.def("normal", &normal, py::kw_only(), "seed"_a, "step"_a, "stream"_a, "out"_a);
@@ -279,7 +295,9 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
       .def_property_readonly("rows", &BoundPlan::rows)
       .def_property_readonly("draws", &BoundPlan::draws)
       .def_property_readonly("n_threads", &BoundPlan::n_threads)
-      .def_property_readonly("precision", [](const BoundPlan&) { return "fp32"; })
+      .def_property_readonly("phase_seconds", &BoundPlan::phase_seconds,
+                             "Seconds of each phase of the training steps so far, on the calling thread.")
+      .def_property_readonly("precision", &BoundPlan::precision)
       .def("gather", &BoundPlan::gather, py::kw_only(), "data"_a, "index"_a, "scale"_a, "binarize"_a, "seed"_a,
            "step"_a, "x"_a)
       .def("encoder_forward", &BoundPlan::encoder_forward, py::kw_only(), "params"_a, "x"_a, "hidden"_a, "mu"_a,

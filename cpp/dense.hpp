@@ -8,8 +8,8 @@
 
 typedef void (*Tile)(const float*, long, long, const float*, long, int, float*);
 
-// c[i][:] = sum_k a[i * a_row + k * a_depth] * b[k * b_ld + :]
-template <int tile>
+// c[i][:] = sum_k a[i * a_row + k * a_depth] * b[k * b_ld + :], in units
+template <typename Unit, int tile>
 void register_tile(const float* __restrict a, long a_row, long a_depth, const float* __restrict b, long b_ld, int depth,
                    float* __restrict c) {
   V acc[tile][vectors] = {};
@@ -17,9 +17,9 @@ void register_tile(const float* __restrict a, long a_row, long a_depth, const fl
     V b0 = load(b), b1 = load(b + W);
 #pragma GCC unroll 16
     for (int i = 0; i < tile; ++i) {
-      V ai = splat(a[i * a_row]);
-      acc[i][0] += ai * b0;
-      acc[i][1] += ai * b1;
+      V ai = broadcast(a + i * a_row);
+      acc[i][0] = Unit::multiply_add(ai, b0, acc[i][0]);
+      acc[i][1] = Unit::multiply_add(ai, b1, acc[i][1]);
     }
   }
 #pragma GCC unroll 16
@@ -29,21 +29,24 @@ void register_tile(const float* __restrict a, long a_row, long a_depth, const fl
   }
 }
 
-template <int... tile>
-constexpr auto tile_table(std::integer_sequence<int, tile...>) {
-  struct Table {
-    Tile run[sizeof...(tile)];
-  };
-  return Table{{register_tile<tile + 1>...}};
+struct TileTable {
+  Tile run[max_tile];
+};
+template <typename Unit, int... tile>
+constexpr TileTable tile_table(std::integer_sequence<int, tile...>) {
+  return {{register_tile<Unit, tile + 1>...}};
 }
-constexpr auto tiles = tile_table(std::make_integer_sequence<int, max_tile>{});
+template <typename Unit>
+constexpr TileTable tiles = tile_table<Unit>(std::make_integer_sequence<int, max_tile>{});
 
-// [begin, end) of part i when n rows are dealt to `parts` tiles as evenly as can be.
+// Rows [begin, end) of part i when n rows are dealt to `parts` tiles as evenly as can be, pairs together.
 struct Part {
   int begin, end;
 };
 inline Part part(int n, int parts, int i) {
-  return {static_cast<int>(static_cast<long>(n) * i / parts), static_cast<int>(static_cast<long>(n) * (i + 1) / parts)};
+  long pairs = (n + 1) / 2;
+  int begin = static_cast<int>(pairs * i / parts * 2), end = static_cast<int>(pairs * (i + 1) / parts * 2);
+  return {begin, end < n ? end : n};
 }
 
 template <Activation activation>
@@ -65,33 +68,63 @@ inline V slope(V h) {
   return splat(1.0f);
 }
 
-template <Activation activation>
-void finish_tile(const Affine& g, const float* tile, int row, int rows, int column) {
+// The epilogue of one finished row, both vectors of the panel; a missing row gives zeros.
+struct Finished {
+  V v[vectors];
+};
+template <typename Unit, Activation activation>
+inline Finished finish_row(const Affine& g, const float* sums, int row, int column) {
+  Finished c;
   for (int v = 0; v < vectors; ++v) {
     int j = column + v * W;
-    V bias = g.bias ? load(g.bias + j) : V{};
-    for (int i = 0; i < rows; ++i) {
-      V c = load(tile + i * panel + v * W);
-      if (g.h)
-        c = c * slope<activation>(load(g.h + (row + i) * g.h_ld + j));
-      else
-        c = activate<activation>(c + bias);
-      store(g.c + (row + i) * g.c_ld + j, c);
+    c.v[v] = load(sums + v * W);
+    if (!g.h) {
+      c.v[v] = activate<activation>(g.bias ? c.v[v] + load(g.bias + j) : c.v[v]);
+      continue;
     }
+    V h;
+    if constexpr (Unit::pairs)
+      h = Unit::widened(g.h + row * g.h_ld + column / 2, v);
+    else
+      h = load(g.h + row * g.h_ld + j);
+    c.v[v] = c.v[v] * slope<activation>(h);
+  }
+  if (g.c)
+    for (int v = 0; v < vectors; ++v) store(g.c + row * g.c_ld + column + v * W, c.v[v]);
+  return c;
+}
+
+// Rows [row, row + rows) of one panel, `row` even.
+template <typename Unit, Activation activation>
+void finish_tile(const Affine& g, const float* tile, long tile_ld, int row, int rows, int column) {
+  if constexpr (Unit::pairs) {
+    for (int i = 0; i < rows; i += 2) {
+      Finished c0 = finish_row<Unit, activation>(g, tile + i * tile_ld, row + i, column), c1 = {};
+      if (i + 1 < rows) c1 = finish_row<Unit, activation>(g, tile + (i + 1) * tile_ld, row + i + 1, column);
+      if (!g.pairs.along) continue;
+      float* along = g.pairs.along + (row + i) * g.pairs.along_ld + column / 2;
+      store(along, Unit::neighbours(c0.v[0], c0.v[1]));
+      if (i + 1 < rows) store(along + g.pairs.along_ld, Unit::neighbours(c1.v[0], c1.v[1]));
+      float* over = g.pairs.across + (row + i) / 2 * g.pairs.across_ld + column;
+      for (int v = 0; v < vectors; ++v) store(over + v * W, Unit::across(c0.v[v], c1.v[v]));
+    }
+  } else {
+    for (int i = 0; i < rows; ++i) finish_row<Unit, activation>(g, tile + i * tile_ld, row + i, column);
   }
 }
 
 int dense_affine_tasks(const Affine& g) { return g.panels * ceil_div(g.rows, max_tile); }
 
-template <Activation activation>
+template <typename Unit, Activation activation>
 void dense_affine(const Affine& g, int begin, int end) {
   alignas(64) float tile[max_tile * panel];
   int blocks = ceil_div(g.rows, max_tile);
   for (int task = begin; task < end; ++task) {
     int p = task / blocks;
     Part r = part(g.rows, blocks, task % blocks);
-    tiles.run[r.end - r.begin - 1](g.a + r.begin * g.a_ld, g.a_ld, 1, g.b + p * g.b_rows * panel, panel, g.depth, tile);
-    finish_tile<activation>(g, tile, r.begin, r.end - r.begin, p * panel);
+    tiles<Unit>.run[r.end - r.begin - 1](g.a + r.begin * g.a_ld, g.a_ld, 1, g.b + p * g.b_rows * panel, panel, g.depth,
+                                         tile);
+    finish_tile<Unit, activation>(g, tile, panel, r.begin, r.end - r.begin, p * panel);
   }
 }
 
@@ -119,33 +152,88 @@ inline void transpose_square(V (&r)[W]) {
   }
 }
 
-// Rows [begin, end) of W, begin a multiple of the panel, in panel p: refresh their place in W^T.
-void transpose_rows(const float* w, float* wt, int fan_in, int panels, int p, int begin, int end) {
+// Rows [begin, end) of W in panel p, `begin` a multiple of the panel: refresh the forms derived from them.
+template <typename Unit>
+void derive_rows(const float* w, float* w16, float* wt, int fan_in, int panels, int p, int begin, int end) {
+  constexpr int per_unit = Unit::pairs ? 2 : 1;
   for (int k = begin; k < end; k += W) {
-    for (int v = 0; v < vectors; ++v) {
+    const float* from = w + (static_cast<long>(p) * fan_in + k) * panel;
+    int rows = end - k < W ? end - k : W;
+    if constexpr (Unit::pairs) {
+      float* to = w16 + (static_cast<long>(p) * ceil_div(fan_in, 2) + k / 2) * panel;
+      for (int i = 0; i < rows; i += 2)
+        for (int v = 0; v < vectors; ++v)
+          store(to + i / 2 * panel + v * W, Unit::across(load(from + i * panel + v * W),
+                                                         i + 1 < rows ? load(from + (i + 1) * panel + v * W) : V{}));
+    }
+    for (int v = 0; wt && v < vectors / per_unit; ++v) {
       V r[W] = {};
-      for (int i = 0; i < W && k + i < end; ++i)
-        r[i] = load(w + (static_cast<long>(p) * fan_in + k + i) * panel + v * W);
+      for (int i = 0; i < rows; ++i) {
+        if constexpr (Unit::pairs)
+          r[i] = Unit::neighbours(load(from + i * panel), load(from + i * panel + W));
+        else
+          r[i] = load(from + i * panel + v * W);
+      }
       transpose_square(r);
-      float* out = wt + (static_cast<long>(k / panel) * panels * panel + p * panel + v * W) * panel + k % panel;
-      for (int i = 0; i < W; ++i) store(out + i * panel, r[i]);
+      long unit = static_cast<long>(k / panel) * (panels * panel / per_unit) + p * (panel / per_unit) + v * W;
+      for (int i = 0; i < W; ++i) store(wt + (unit + i) * panel + k % panel, r[i]);
     }
   }
 }
 
-void transpose(const float* w, float* wt, int fan_in, int panels, int begin, int end) {
-  for (int p = begin; p < end; ++p) transpose_rows(w, wt, fan_in, panels, p, 0, fan_in);
+void derive(const float* w, float* w16, float* wt, int fan_in, int panels, int begin, int end) {
+  for (int p = begin; p < end; ++p) {
+#if defined(__AVX512BF16__)
+    if (w16) {
+      derive_rows<Bfloat16>(w, w16, wt, fan_in, panels, p, 0, fan_in);
+      continue;
+    }
+#endif
+    derive_rows<Float>(w, w16, wt, fan_in, panels, p, 0, fan_in);
+  }
 }
+
+#if defined(__AVX512BF16__)
+// Row pairs [begin, end) of a float32 matrix, the padding of the last panel filled with zeros.
+void to_pairs(const float* from, long ld, int rows, int columns, const Pairs& to, int begin, int end) {
+  for (int pair = begin; pair < end; ++pair) {
+    const float *r0 = from + 2 * pair * ld, *r1 = r0 + ld;
+    const bool both = 2 * pair + 1 < rows;
+    for (int j = 0; j < columns; j += panel) {
+      V a[vectors], b[vectors];
+      for (int v = 0; v < vectors; ++v) {
+        int left = columns - j - v * W, lanes = left < 0 ? 0 : left < W ? left : W;
+        a[v] = lanes == W ? load(r0 + j + v * W) : load(r0 + j + v * W, lanes);
+        b[v] = !both ? V{} : lanes == W ? load(r1 + j + v * W) : load(r1 + j + v * W, lanes);
+        store(to.across + pair * to.across_ld + j + v * W, Bfloat16::across(a[v], b[v]));
+      }
+      store(to.along + 2 * pair * to.along_ld + j / 2, Bfloat16::neighbours(a[0], a[1]));
+      if (both) store(to.along + (2 * pair + 1) * to.along_ld + j / 2, Bfloat16::neighbours(b[0], b[1]));
+    }
+  }
+}
+
+void from_pairs(const float* along, float* to, int columns) {
+  const uint16_t* from = reinterpret_cast<const uint16_t*>(along);
+  for (int j = 0; j < columns; ++j) {
+    uint32_t wide = static_cast<uint32_t>(from[j]) << 16;
+    __builtin_memcpy(to + j, &wide, sizeof wide);
+  }
+}
+#endif
 
 // A multiple of every panel width; 64 rows of x against 100 rows of dy stay in L1.
 constexpr int weight_block = 64;
 
 int dense_weight_tasks(const WeightGradient& g) { return g.panels * ceil_div(g.fan_in, weight_block); }
 
+template <typename Unit>
 void bias_gradient(const WeightGradient& g, int p) {
   V total[vectors] = {};
-  for (int m = 0; m < g.rows; ++m)
-    for (int v = 0; v < vectors; ++v) total[v] += load(g.dy + m * g.dy_ld + p * panel + v * W);
+  V one = Unit::pairs ? from_bits(splat(0x3f803f80)) : splat(1.0f);
+  for (int m = 0; m < g.depth; ++m)
+    for (int v = 0; v < vectors; ++v)
+      total[v] = Unit::multiply_add(one, load(g.dy + m * g.dy_ld + p * panel + v * W), total[v]);
   alignas(64) float db[panel];
   for (int v = 0; v < vectors; ++v) store(db + v * W, total[v]);
   if (g.gb) {
@@ -156,6 +244,7 @@ void bias_gradient(const WeightGradient& g, int p) {
   update(g.update, g.b + p * panel, g.bs[0] + p * panel, s1, db, panel);
 }
 
+template <typename Unit>
 void dense_weight_gradient(const WeightGradient& g, int begin, int end) {
   alignas(64) float tile[max_tile * panel];
   int blocks = ceil_div(g.fan_in, weight_block);
@@ -168,10 +257,10 @@ void dense_weight_gradient(const WeightGradient& g, int begin, int end) {
       int k = first + r.begin, rows = r.end - r.begin;
       long at = (static_cast<long>(p) * g.fan_in + k) * panel;
       float* dw = g.gw ? g.gw + at : tile;
-      tiles.run[rows - 1](g.x + k, 1, g.x_ld, g.dy + p * panel, g.dy_ld, g.rows, dw);
+      tiles<Unit>.run[rows - 1](g.x + k, 1, g.x_ld, g.dy + p * panel, g.dy_ld, g.depth, dw);
       if (!g.gw) update(g.update, g.w + at, g.ws[0] + at, g.ws[1] ? g.ws[1] + at : nullptr, dw, rows * panel);
     }
-    if (first == 0) bias_gradient(g, p);
-    if (g.wt && !g.gw) transpose_rows(g.w, g.wt, g.fan_in, g.panels, p, first, last);
+    if (first == 0) bias_gradient<Unit>(g, p);
+    if (!g.gw && (g.w16 || g.wt)) derive_rows<Unit>(g.w, g.w16, g.wt, g.fan_in, g.panels, p, first, last);
   }
 }

@@ -39,6 +39,5 @@ void gather(const Gather& g, int begin, int end) {
       case Binarize::fixed: binarize_row(x, n, g.seed, g.index[m], stream_binarize_fixed, 0); break;
       case Binarize::shared: binarize_row(x, n, g.seed, 0, stream_binarize_fixed, 0); break;
     }
-    if (g.nonzeros) list_row(*g.nonzeros, m, x, n);
   }
 }

@@ -34,9 +34,17 @@ constexpr Kernels table = {
     affine,
     weight_tasks,
     weight_gradient,
-    transpose,
+    derive,
+#if defined(__AVX512BF16__)
+    to_pairs,
+    from_pairs,
+#else
+    nullptr,
+    nullptr,
+#endif
     update,
     gather,
+    list_rows,
     list_columns,
     philox,
     normal,

@@ -3,10 +3,13 @@
 // kernels.cpp is compiled once per level; everything in it has internal linkage except its table. Only raw pointers
 // cross, so that no inline library function compiled for a wider level can be linked into a narrower one.
 //
+// Units. Matrix products read their operands in units of 32 bits along the dimension that is summed: a float32, or, in
+// bf16 mode, a pair of consecutive bfloat16. An odd last pair is filled with zero.
+//
 // Packed weights. A layer y = x W + b with W (fan_in x fan_out) is held as panels of `panel` columns,
-//   w  [panels][fan_in][panel], b [panels * panel], padding columns zero;
-// and, where backprop needs W^T, as the same of the transposed matrix,
-//   wt [ceil(fan_in / panel)][panels * panel][panel].
+//   w  [panels][fan_in][panel], b [panels * panel], padding columns zero, float32 in every mode.
+// Products forward read w itself, or its pairs w16 [panels][ceil(fan_in / 2)][panel]; backprop reads W^T,
+//   wt [ceil(fan_in / panel)][panels * panel units][panel]   (bf16: panels * panel / 2 units).
 // Optimizer state has the layout of w and b. Activations are row-major with a leading dimension `ld` that covers whole
 // panels.
 #pragma once
@@ -25,28 +28,38 @@ enum class Rule : int { adagrad, adam, sgd, hold };
 // Fourth counter word of the noise: fastvae/rng.py has the list.
 enum Stream : uint32_t { stream_latent = 0, stream_binarize = 1, stream_binarize_fixed = 2 };
 
-// The nonzeros of a minibatch x as lists by row and by column, in order (see sparse.hpp).
-struct Nonzeros {
-  int rows;
-  long ld, column_ld;  // room for one list
-  int32_t *index, *count, *column_index, *column_count;
-  float *value, *column_value;
+// A matrix as lists of its units that are not zero, in order; list i at index + i * ld and value + i * ld.
+struct Lists {
+  long ld;
+  int32_t *index, *count;
+  float* value;
 };
 
-// C (rows x panels * panel) = A (rows x depth) B, then an epilogue: f(C + bias), or C * f'(h) when h is given.
+// A matrix in bfloat16 pairs: `along` its rows, unit j of row i holds columns 2j and 2j + 1; `across` them, unit j of
+// row i holds rows 2i and 2i + 1 of column j.
+struct Pairs {
+  float* along;
+  long along_ld;
+  float* across;
+  long across_ld;
+};
+
+// C (rows x panels * panel) = A (rows x depth units) B, then an epilogue: f(C + bias), or C * f'(h) when h is given.
 struct Affine {
+  bool bf16;
   const float* a;
   long a_ld;
   const float* b;  // packed panels
-  long b_rows;     // rows allocated per panel
+  long b_rows;     // units allocated per column of a panel
   const float* bias;
-  const float* h;
+  const float* h;  // float32, or pairs along the rows
   long h_ld;
   Activation activation;
-  float* c;
+  float* c;  // or null
   long c_ld;
+  Pairs pairs;  // C once more, where bf16 and not null
   int rows, depth, panels;
-  const Nonzeros* nonzeros;  // of A, or null
+  const Lists* lists;  // of A's rows, or null
 };
 
 // One step of the optimizer; constants that depend on the step are worked out by the caller.
@@ -55,18 +68,19 @@ struct Update {
   float rate, beta1, gain1, beta2, gain2, momentum, epsilon, root_scale, decay;  // gain = 1 - beta, not rounded twice
 };
 
-// dW (fan_in x fan_out) = x^T dy, db = sum of dy's rows; stored in `w`'s layout when `gw` is given, else applied.
+// dW (fan_in x fan_out) = x^T dy, db = sum of dy's rows; stored in w's layout when `gw` is given, else applied.
 struct WeightGradient {
-  const float* x;
+  bool bf16;
+  const float* x;  // units of x and dy lie across the rows
   long x_ld;
   const float* dy;
   long dy_ld;
-  int rows, fan_in, panels;
-  float *w, *b, *wt;
+  int depth, fan_in, panels;
+  float *w, *b, *w16, *wt;
   float *ws[2], *bs[2];
   float *gw, *gb;
   Update update;
-  const Nonzeros* nonzeros;  // of x, or null
+  const Lists* lists;  // of x's columns, or null
 };
 
 struct Rows {  // a dataset, dense or CSR
@@ -87,7 +101,6 @@ struct Gather {
   uint64_t seed, step;
   float* x;
   long x_ld;
-  const Nonzeros* nonzeros;  // filled by row, or null
 };
 
 struct Latent {
@@ -130,10 +143,15 @@ struct Kernels {
   void (*affine)(const Affine&, int begin, int end);
   int (*weight_tasks)(const WeightGradient&);
   void (*weight_gradient)(const WeightGradient&, int begin, int end);
-  void (*transpose)(const float* w, float* wt, int fan_in, int panels, int begin, int end);
+  // The forms of w that products read, panels [begin, end): pairs in bf16 mode, and W^T where wt is given.
+  void (*derive)(const float* w, float* w16, float* wt, int fan_in, int panels, int begin, int end);
+  // Row pairs [begin, end) of a float32 matrix; one row back. Null where the level has no products of bfloat16.
+  void (*to_pairs)(const float* from, long ld, int rows, int columns, const Pairs&, int begin, int end);
+  void (*from_pairs)(const float* along, float* to, int columns);
   void (*update)(const Update&, float* w, float* s0, float* s1, const float* g, long n);
   void (*gather)(const Gather&, int begin, int end);
-  void (*list_columns)(const Nonzeros&, int begin, int end);
+  void (*list_rows)(const float* x, long ld, int n, const Lists&, int begin, int end);
+  void (*list_columns)(const Lists& rows, int n_rows, const Lists& columns, int begin, int end);
   void (*philox)(const uint32_t key[2], const uint32_t counter[4], uint32_t out[4]);
   void (*normal)(uint64_t seed, uint64_t step, uint32_t stream, float* out, long begin, long end);
   void (*latent_forward)(const Latent&, int begin, int end);

@@ -10,7 +10,7 @@ namespace fastvae {
 
 extern const Kernels kernels_baseline;
 #if defined(FASTVAE_X86_LEVELS)
-extern const Kernels kernels_avx2, kernels_avx512;
+extern const Kernels kernels_avx2, kernels_avx512, kernels_avx512_bf16;
 #endif
 
 Levels available_levels() {
@@ -20,8 +20,10 @@ Levels available_levels() {
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     levels.table[levels.count++] = &kernels_avx2;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl"))
+        __builtin_cpu_supports("avx512vl")) {
       levels.table[levels.count++] = &kernels_avx512;
+      if (__builtin_cpu_supports("avx512bf16")) levels.table[levels.count++] = &kernels_avx512_bf16;
+    }
   }
 #endif
   return levels;

@@ -7,27 +7,34 @@
 namespace fastvae {
 namespace {
 
-// rows x columns between two leading dimensions, this thread's share of the rows
-void copy_rows(const Team& team, const float* from, long from_ld, float* to, long to_ld, int rows, int columns) {
-  for (int r = team.begin(rows); r < team.end(rows); ++r)
-    std::memcpy(to + r * to_ld, from + r * from_ld, sizeof(float) * columns);
-}
-
-void store_hidden(const Team& team, const Chain& chain, const std::vector<float*>& hidden, int rows) {
-  for (size_t i = 0; i < hidden.size(); ++i) {
-    int width = chain.layers[i].fan_out;
-    copy_rows(team, chain.y[i].p, chain.y[i].ld, hidden[i], width, rows, width);
-  }
-}
-
-void load_hidden(const Team& team, const Chain& chain, const std::vector<const float*>& hidden, int rows) {
-  for (size_t i = 0; i < hidden.size(); ++i) {
-    int width = chain.layers[i].fan_out;
-    copy_rows(team, hidden[i], width, chain.y[i].p, chain.y[i].ld, rows, width);
-  }
+// rows x columns between two leading dimensions
+void copy_rows(const float* from, long from_ld, float* to, long to_ld, int begin, int end, int columns) {
+  for (int r = begin; r < end; ++r) std::memcpy(to + r * to_ld, from + r * from_ld, sizeof(float) * columns);
 }
 
 }  // namespace
+
+// This thread's rows of a canonical array to the form that products read.
+void Plan::load(const float* from, int columns, const Matrix& to, int rows, Share share) const {
+  if (bf16)
+    kernels.to_pairs(from, columns, rows, columns, to.pairs, share.begin / 2, units(share.end));
+  else
+    copy_rows(from, columns, to.p, to.ld, share.begin, share.end, columns);
+}
+
+void Plan::store_hidden(const Chain& chain, const std::vector<float*>& hidden, Share share) const {
+  for (size_t i = 0; i < hidden.size(); ++i) {
+    const Matrix& y = chain.y[i];
+    int width = chain.layers[i].fan_out;
+    if (!bf16) copy_rows(y.p, y.ld, hidden[i], width, share.begin, share.end, width);
+    for (int r = share.begin; bf16 && r < share.end; ++r)
+      kernels.from_pairs(y.pairs.along + r * y.pairs.along_ld, hidden[i] + static_cast<size_t>(r) * width, width);
+  }
+}
+
+void Plan::load_hidden(const Chain& chain, const std::vector<const float*>& hidden, int rows, Share share) const {
+  for (size_t i = 0; i < hidden.size(); ++i) load(hidden[i], chain.layers[i].fan_out, chain.y[i], rows, share);
+}
 
 void Plan::gather(Gather g, int rows) {
   Turn turn(*this);
@@ -38,13 +45,16 @@ void Plan::encoder_forward(const float* params, const float* x, int rows, const 
                            float* logvar) {
   Turn turn(*this);
   pool_.run([&](Team& team) {
+    const Share mine = share(team, rows);
+    const int latent_dim = spec.latent_dim;
     pack(team, encoder_, params, false);
+    if (bf16) load(x, spec.data_dim, x_, rows, mine);
     team.barrier();
-    forward(team, encoder_, x, spec.data_dim, rows, nullptr);
-    store_hidden(team, encoder_, hidden, rows);
+    forward(team, encoder_, bf16 ? along(x_) : Operand{x, spec.data_dim}, rows, nullptr);
+    store_hidden(encoder_, hidden, mine);
     const Matrix& heads = encoder_.y.back();
-    copy_rows(team, heads.p, heads.ld, mu, spec.latent_dim, rows, spec.latent_dim);
-    copy_rows(team, heads.p + spec.latent_dim, heads.ld, logvar, spec.latent_dim, rows, spec.latent_dim);
+    copy_rows(heads.p, heads.ld, mu, latent_dim, mine.begin, mine.end, latent_dim);
+    copy_rows(heads.p + latent_dim, heads.ld, logvar, latent_dim, mine.begin, mine.end, latent_dim);
   });
 }
 
@@ -62,12 +72,14 @@ void Plan::decoder_forward(const float* params, const float* z, int rows, const 
                            float* out) {
   Turn turn(*this);
   pool_.run([&](Team& team) {
+    const Share mine = share(team, rows);
     pack(team, decoder_, params, false);
+    if (bf16) load(z, spec.latent_dim, z_, rows, mine);
     team.barrier();
-    forward(team, decoder_, z, spec.latent_dim, rows, nullptr);
-    store_hidden(team, decoder_, hidden, rows);
-    int columns = spec.heads() * spec.data_dim;
-    copy_rows(team, decoder_.y.back().p, decoder_.y.back().ld, out, columns, rows, columns);
+    forward(team, decoder_, bf16 ? along(z_) : Operand{z, spec.latent_dim}, rows, nullptr);
+    store_hidden(decoder_, hidden, mine);
+    const int columns = spec.heads() * spec.data_dim;
+    copy_rows(decoder_.y.back().p, decoder_.y.back().ld, out, columns, mine.begin, mine.end, columns);
   });
 }
 
@@ -99,18 +111,19 @@ void Plan::decoder_backward(const float* params, const float* z, int rows, const
   Turn turn(*this);
   if (grad) allocate_gradients(decoder_);
   pool_.run([&](Team& team) {
+    const Share mine = share(team, rows);
     pack(team, decoder_, params, true);
-    load_hidden(team, decoder_, hidden, rows);
-    int columns = spec.heads() * spec.data_dim;
-    copy_rows(team, dout, columns, decoder_.dy.back().p, decoder_.dy.back().ld, rows, columns);
+    load_hidden(decoder_, hidden, rows, mine);
+    load(dout, spec.heads() * spec.data_dim, decoder_.dy.back(), rows, mine);
+    if (bf16) load(z, spec.latent_dim, z_, rows, mine);
     team.barrier();
     backward(team, decoder_, rows);
     if (dz) {
       input_gradient(team, decoder_.layers[0], decoder_.dy[0], rows, nullptr, Activation::none, dz_);
-      copy_rows(team, dz_.p, dz_.ld, dz, spec.latent_dim, rows, spec.latent_dim);
+      copy_rows(dz_.p, dz_.ld, dz, spec.latent_dim, mine.begin, mine.end, spec.latent_dim);
     }
     if (grad) {
-      weight_gradients(team, decoder_, z, spec.latent_dim, rows, nullptr, nullptr);
+      weight_gradients(team, decoder_, bf16 ? across(z_) : Operand{z, spec.latent_dim}, rows, nullptr, nullptr);
       team.barrier();
       add_gradients(team, decoder_, grad);
     }
@@ -122,14 +135,18 @@ void Plan::encoder_backward(const float* params, const float* x, int rows, const
   Turn turn(*this);
   allocate_gradients(encoder_);
   pool_.run([&](Team& team) {
+    const Share mine = share(team, rows);
+    const int latent_dim = spec.latent_dim;
     pack(team, encoder_, params, true);
-    load_hidden(team, encoder_, hidden, rows);
+    load_hidden(encoder_, hidden, rows, mine);
     const Matrix& dheads = encoder_.dy.back();
-    copy_rows(team, dmu, spec.latent_dim, dheads.p, dheads.ld, rows, spec.latent_dim);
-    copy_rows(team, dlogvar, spec.latent_dim, dheads.p + spec.latent_dim, dheads.ld, rows, spec.latent_dim);
+    copy_rows(dmu, latent_dim, dheads.p, dheads.ld, mine.begin, mine.end, latent_dim);
+    copy_rows(dlogvar, latent_dim, dheads.p + latent_dim, dheads.ld, mine.begin, mine.end, latent_dim);
+    to_pairs(dheads, 2 * latent_dim, rows, mine);
+    if (bf16) load(x, spec.data_dim, x_, rows, mine);
     team.barrier();
     backward(team, encoder_, rows);
-    weight_gradients(team, encoder_, x, spec.data_dim, rows, nullptr, nullptr);
+    weight_gradients(team, encoder_, bf16 ? across(x_) : Operand{x, spec.data_dim}, rows, nullptr, nullptr);
     team.barrier();
     add_gradients(team, encoder_, grad);
   });
@@ -149,17 +166,20 @@ void Plan::log_joint(const float* params, const float* x, int x_rows, const floa
   g.dout = dz ? dout.p : nullptr;
   g.dout_ld = dout.ld;
   pool_.run([&](Team& team) {
+    const Share mine = share(team, rows);
     pack(team, decoder_, params, dz != nullptr);
+    if (bf16) load(z, spec.latent_dim, z_, rows, mine);
     team.barrier();
-    forward(team, decoder_, z, spec.latent_dim, rows, nullptr);
-    kernels.likelihood(g, team.begin(rows), team.end(rows));
+    forward(team, decoder_, bf16 ? along(z_) : Operand{z, spec.latent_dim}, rows, nullptr);
+    kernels.likelihood(g, mine.begin, mine.end);
     if (dz) {
+      to_pairs(dout, spec.heads() * spec.data_dim, rows, mine);
       team.barrier();
       backward(team, decoder_, rows);
       input_gradient(team, decoder_.layers[0], decoder_.dy[0], rows, nullptr, Activation::none, dz_);
     }
     constexpr float log_two_pi = 1.83787707f;
-    for (int r = team.begin(rows); r < team.end(rows); ++r) {
+    for (int r = mine.begin; r < mine.end; ++r) {
       const float* zr = z + static_cast<size_t>(r) * spec.latent_dim;
       float twice_negative = 0;
       for (int j = 0; j < spec.latent_dim; ++j) {

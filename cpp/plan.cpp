@@ -6,6 +6,8 @@
 #include <cstring>
 #include <new>
 
+#include "errors.hpp"
+
 namespace fastvae {
 namespace {
 
@@ -30,8 +32,22 @@ Floats::Floats(size_t count) {
   std::memset(memory_.get(), 0, bytes);
 }
 
-Plan::Plan(Spec s, int rows, int draws, int threads)
-    : spec(std::move(s)), rows(rows), draws(draws), threads(threads), kernels(select_kernels()), pool_(threads) {
+int PhaseClock::add(std::string name) {
+  phases_.push_back({std::move(name), 0});
+  return static_cast<int>(phases_.size()) - 1;
+}
+
+Plan::Plan(Spec s, int rows, int draws, bool bf16, int threads)
+    : spec(std::move(s)),
+      rows(rows),
+      draws(draws),
+      threads(threads),
+      bf16(bf16),
+      kernels(select_kernels()),
+      pool_(threads) {
+  if (bf16 && !kernels.to_pairs)
+    throw Unavailable(std::string("precision 'bf16' needs the instruction set avx512_bf16, and this is ") +
+                      kernels.level + ": use precision 'fp32'");
   auto dims = [](int first, const std::vector<int>& hidden, int last) {
     std::vector<int> d = {first};
     d.insert(d.end(), hidden.begin(), hidden.end());
@@ -39,25 +55,53 @@ Plan::Plan(Spec s, int rows, int draws, int threads)
     return d;
   };
   int all = rows * draws;
+  encoder_.name = "encoder";
+  decoder_.name = "decoder";
+  gather_phase_ = clock_.add("gather");
+  latent_forward_phase_ = clock_.add("latent_forward");
+  likelihood_phase_ = clock_.add("likelihood");
+  latent_backward_phase_ = clock_.add("latent_backward");
+  wait_phase_ = clock_.add("wait");
   encoder_.activation = decoder_.activation = spec.activation;
   add_layers(encoder_, dims(spec.data_dim, spec.encoder_hidden, 2 * spec.latent_dim), rows, false, parameter_count_);
   add_layers(decoder_, dims(spec.latent_dim, spec.decoder_hidden, spec.heads() * spec.data_dim), all, true,
              parameter_count_);
-  x_ = matrix(rows, spec.data_dim);
-  z_ = matrix(all, spec.latent_dim);
-  dz_ = matrix(all, spec.latent_dim);
+  int both = bf16 ? float32 | paired : float32;
+  x_ = matrix(rows, spec.data_dim, both);
+  z_ = matrix(all, spec.latent_dim, both);
+  dz_ = matrix(all, spec.latent_dim, float32);
   eps_ = Floats(static_cast<size_t>(all) * spec.latent_dim);
   kl_ = Floats(rows);
   log_px_ = Floats(all);
 }
 
-Matrix Plan::matrix(int rows, int columns) const {
+Matrix Plan::matrix(int rows, int columns, int forms) const {
+  auto spread = [](long ld) { return ld % 256 ? ld : ld + 16; };  // rows 1 KB apart fall into few sets of the L1 cache
+  const long wide = static_cast<long>(ceil_div(columns, kernels.panel)) * kernels.panel;
   Matrix m;
-  m.ld = static_cast<long>(ceil_div(columns, kernels.panel)) * kernels.panel;
-  if (m.ld % 256 == 0) m.ld += 16;  // rows a multiple of 1 KB apart fall into few sets of the L1 cache
-  m.memory = Floats(static_cast<size_t>(rows) * m.ld);
-  m.p = m.memory.get();
+  if (forms & float32) {
+    m.ld = spread(wide);
+    m.memory = Floats(static_cast<size_t>(rows) * m.ld);
+    m.p = m.memory.get();
+  }
+  if (forms & paired) {
+    m.pairs.along_ld = spread(wide / 2);
+    m.pairs.across_ld = spread(wide);
+    m.along = Floats(static_cast<size_t>(rows) * m.pairs.along_ld);
+    m.across = Floats(static_cast<size_t>(ceil_div(rows, 2)) * m.pairs.across_ld);
+    m.pairs.along = m.along.get();
+    m.pairs.across = m.across.get();
+  }
   return m;
+}
+
+Plan::Share Plan::share(const Team& team, int rows) const {
+  int pairs = ceil_div(rows, 2);
+  return {2 * team.begin(pairs), std::min(2 * team.end(pairs), rows)};
+}
+
+void Plan::to_pairs(const Matrix& m, int columns, int rows, Share share) const {
+  if (bf16) kernels.to_pairs(m.p, m.ld, rows, columns, m.pairs, share.begin / 2, ceil_div(share.end, 2));
 }
 
 void Plan::add_layers(Chain& chain, const std::vector<int>& dims, int rows, bool input_gradient, size_t& offset) {
@@ -71,10 +115,15 @@ void Plan::add_layers(Chain& chain, const std::vector<int>& dims, int rows, bool
     size_t columns = static_cast<size_t>(layer.panels) * panel;
     layer.w = Floats(columns * layer.fan_in);
     layer.b = Floats(columns);
-    if (i || input_gradient) layer.wt = Floats(columns * ceil_div(layer.fan_in, panel) * panel);
+    if (bf16) layer.w16 = Floats(columns * units(layer.fan_in));
+    if (i || input_gradient) layer.wt = Floats(columns / (bf16 ? 2 : 1) * ceil_div(layer.fan_in, panel) * panel);
     offset = layer.bias_offset() + layer.fan_out;
-    chain.y.push_back(matrix(rows, layer.fan_out));
-    chain.dy.push_back(matrix(rows, layer.fan_out));
+    layer.forward_phase = clock_.add(chain.name + "_forward." + std::to_string(i));
+    layer.backward_phase = clock_.add(chain.name + "_backward." + std::to_string(i));
+    layer.weights_phase = clock_.add(chain.name + "_weights." + std::to_string(i));
+    const bool last = i + 2 == dims.size();
+    chain.y.push_back(matrix(rows, layer.fan_out, bf16 && !last ? paired : float32));
+    chain.dy.push_back(matrix(rows, layer.fan_out, (bf16 ? paired : 0) | (bf16 && !last ? 0 : float32)));
     chain.layers.push_back(std::move(layer));
   }
 }
@@ -84,9 +133,10 @@ void Plan::pack(Team& team, Chain& chain, const float* params, bool transposed) 
     for_packed_rows(team, layer, kernels.panel, [&](bool bias, size_t packed, size_t flat, int columns) {
       std::memcpy((bias ? layer.b : layer.w).get() + packed, params + flat, sizeof(float) * columns);
     });
-    if (transposed && layer.wt.get())
-      kernels.transpose(layer.w.get(), layer.wt.get(), layer.fan_in, layer.panels, team.begin(layer.panels),
-                        team.end(layer.panels));
+    float* wt = transposed ? layer.wt.get() : nullptr;
+    if (bf16 || wt)
+      kernels.derive(layer.w.get(), layer.w16.get(), wt, layer.fan_in, layer.panels, team.begin(layer.panels),
+                     team.end(layer.panels));
   }
 }
 
@@ -136,37 +186,41 @@ void Plan::run_tasks(const Team& team, int tasks, F f) {
     f(begin, std::min(begin + slice, end));
 }
 
-// Ends a phase that may be the last: false on every thread when an interrupt is due. Thread 0 names the phase to stop
-// at, so that a thread still leaving this phase is not misled by a decision taken in the next.
-bool Plan::proceed(Team& team) {
+// Ends a phase that may be the last, and takes its time: false on every thread when an interrupt is due. Thread 0 names
+// the phase to stop at, so that a thread still leaving this phase is not misled by a decision taken in the next.
+bool Plan::proceed(Team& team, int clock_phase) {
   int64_t phase = ++team.phase;
   if (team.id == 0 && interrupt_due(team)) {
     int64_t never = INT64_MAX;
     stop_phase_.compare_exchange_strong(never, phase, std::memory_order_relaxed);
   }
   team.barrier();
+  if (team.id == 0) clock_.stop(clock_phase);
   return phase < stop_phase_.load(std::memory_order_relaxed);
 }
 
 // y_i = f(y_{i-1} W_i + b_i), the last layer affine
-bool Plan::forward(Team& team, Chain& chain, const float* x, long x_ld, int rows, const Nonzeros* nonzeros) {
+bool Plan::forward(Team& team, Chain& chain, Operand x, int rows, const Lists* lists) {
   for (size_t i = 0; i < chain.layers.size(); ++i) {
     const Layer& layer = chain.layers[i];
     Affine g = {};
-    g.a = i ? chain.y[i - 1].p : x;
-    g.a_ld = i ? chain.y[i - 1].ld : x_ld;
-    g.b = layer.w.get();
-    g.b_rows = layer.fan_in;
+    Operand a = i ? along(chain.y[i - 1]) : x;
+    g.bf16 = bf16;
+    g.a = a.p;
+    g.a_ld = a.ld;
+    g.b = (bf16 ? layer.w16 : layer.w).get();
+    g.b_rows = units(layer.fan_in);
     g.bias = layer.b.get();
     g.activation = i + 1 < chain.layers.size() ? chain.activation : Activation::none;
     g.c = chain.y[i].p;
     g.c_ld = chain.y[i].ld;
+    g.pairs = chain.y[i].pairs;
     g.rows = rows;
-    g.depth = layer.fan_in;
+    g.depth = units(layer.fan_in);
     g.panels = layer.panels;
-    g.nonzeros = i ? nullptr : nonzeros;
+    g.lists = i ? nullptr : lists;
     run_tasks(team, kernels.affine_tasks(g), [&](int begin, int end) { kernels.affine(g, begin, end); });
-    if (!proceed(team)) return false;
+    if (!proceed(team, layer.forward_phase)) return false;
   }
   return true;
 }
@@ -175,20 +229,23 @@ bool Plan::forward(Team& team, Chain& chain, const float* x, long x_ld, int rows
 bool Plan::input_gradient(Team& team, const Layer& layer, const Matrix& dy, int rows, const Matrix* h,
                           Activation activation, Matrix& dx) {
   Affine g = {};
-  g.a = dy.p;
-  g.a_ld = dy.ld;
+  Operand a = along(dy), stored = h ? along(*h) : Operand{};
+  g.bf16 = bf16;
+  g.a = a.p;
+  g.a_ld = a.ld;
   g.b = layer.wt.get();
-  g.b_rows = layer.panels * kernels.panel;
-  g.h = h ? h->p : nullptr;
-  g.h_ld = h ? h->ld : 0;
+  g.b_rows = units(layer.panels * kernels.panel);
+  g.h = stored.p;
+  g.h_ld = stored.ld;
   g.activation = activation;
   g.c = dx.p;
   g.c_ld = dx.ld;
+  g.pairs = dx.pairs;
   g.rows = rows;
-  g.depth = layer.fan_out;
+  g.depth = units(layer.fan_out);
   g.panels = ceil_div(layer.fan_in, kernels.panel);
   run_tasks(team, kernels.affine_tasks(g), [&](int begin, int end) { kernels.affine(g, begin, end); });
-  return proceed(team);
+  return proceed(team, layer.backward_phase);
 }
 
 bool Plan::backward(Team& team, Chain& chain, int rows) {
@@ -199,20 +256,22 @@ bool Plan::backward(Team& team, Chain& chain, int rows) {
 }
 
 // With `update` each tile of dW is applied where it stands; without, stored in gw and gb.
-void Plan::weight_gradients(Team& team, Chain& chain, const float* x, long x_ld, int rows, const Update* update,
-                            const Nonzeros* nonzeros) {
+void Plan::weight_gradients(Team& team, Chain& chain, Operand x, int rows, const Update* update, const Lists* lists) {
   for (size_t i = 0; i < chain.layers.size(); ++i) {
     Layer& layer = chain.layers[i];
     WeightGradient g = {};
-    g.x = i ? chain.y[i - 1].p : x;
-    g.x_ld = i ? chain.y[i - 1].ld : x_ld;
-    g.dy = chain.dy[i].p;
-    g.dy_ld = chain.dy[i].ld;
-    g.rows = rows;
+    Operand input = i ? across(chain.y[i - 1]) : x, dy = across(chain.dy[i]);
+    g.bf16 = bf16;
+    g.x = input.p;
+    g.x_ld = input.ld;
+    g.dy = dy.p;
+    g.dy_ld = dy.ld;
+    g.depth = units(rows);
     g.fan_in = layer.fan_in;
     g.panels = layer.panels;
     g.w = layer.w.get();
     g.b = layer.b.get();
+    g.w16 = layer.w16.get();
     g.wt = layer.wt.get();
     for (int slot = 0; slot < 2; ++slot) {
       g.ws[slot] = layer.s[slot].get();
@@ -222,9 +281,10 @@ void Plan::weight_gradients(Team& team, Chain& chain, const float* x, long x_ld,
       g.update = *update;
     else
       g.gw = layer.gw.get(), g.gb = layer.gb.get();
-    g.nonzeros = i ? nullptr : nonzeros;
+    g.lists = i ? nullptr : lists;
     int tasks = kernels.weight_tasks(g);
     kernels.weight_gradient(g, team.begin(tasks), team.end(tasks));
+    if (team.id == 0) clock_.stop(layer.weights_phase);
   }
 }
 

@@ -1,10 +1,12 @@
 // One network with its workspace: the fused operations and the fused loop, sequenced over the kernels of one level.
 #pragma once
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include "kernels.hpp"
@@ -46,25 +48,64 @@ class Floats {
   std::unique_ptr<float, Free> memory_;
 };
 
-// Row-major activations whose leading dimension covers whole panels.
+// Row-major activations whose leading dimension covers whole panels: in float32, in bfloat16 pairs, or both.
 struct Matrix {
-  Floats memory;
+  Floats memory, along, across;
   float* p = nullptr;
   long ld = 0;
+  Pairs pairs = {};
+};
+enum Form { float32 = 1, paired = 2 };
+
+// What a product reads: units and the distance between its rows.
+struct Operand {
+  const float* p;
+  long ld;
 };
 
 struct Layer {
   int fan_in, fan_out, panels;
   size_t offset;  // of W in the flat parameters; b follows it
-  Floats w, b, wt, s[2], bs[2], gw, gb;
+  int forward_phase, backward_phase, weights_phase;
+  Floats w, b, w16, wt, s[2], bs[2], gw, gb;
 
   size_t bias_offset() const { return offset + static_cast<size_t>(fan_in) * fan_out; }
 };
 
+// Time that thread 0 has spent in each phase of the training steps.
+class PhaseClock {
+ public:
+  struct Phase {
+    std::string name;
+    double seconds;
+  };
+  int add(std::string name);  // number of a new phase
+  void start() { last_ = std::chrono::steady_clock::now(); }
+  void stop(int phase) {  // what passed since the last start or stop
+    auto now = std::chrono::steady_clock::now();
+    phases_[phase].seconds += std::chrono::duration<double>(now - last_).count();
+    last_ = now;
+  }
+  const std::vector<Phase>& phases() const { return phases_; }
+
+ private:
+  std::vector<Phase> phases_;
+  std::chrono::steady_clock::time_point last_;
+};
+
 struct Chain {  // encoder or decoder
+  std::string name;
   std::vector<Layer> layers;
   std::vector<Matrix> y, dy;  // per layer: output, and gradient of its affine part
   Activation activation;
+};
+
+// Lists with their memory.
+struct NonzeroLists {
+  std::vector<int32_t> index, count;
+  std::vector<float> value;
+  Lists lists = {};
+  void allocate(int n, int longest);
 };
 
 struct TrainArguments {
@@ -88,10 +129,11 @@ struct TrainArguments {
 // Arrays are canonical (C-contiguous, unpadded); the caller has checked every shape.
 class Plan {
  public:
-  Plan(Spec spec, int rows, int draws, int threads);
+  Plan(Spec spec, int rows, int draws, bool bf16, int threads);
 
   const Spec spec;
   const int rows, draws, threads;
+  const bool bf16;  // matrix products of bfloat16, summed in float32; weights and optimizer state float32
   const Kernels& kernels;
   size_t parameter_count() const { return parameter_count_; }
 
@@ -111,10 +153,25 @@ class Plan {
   void update(const Update& u, float* params, const float* grad, float* state);
   // `interrupted` is asked by the calling thread about every 50 ms, between the phases before a step's first update.
   void train_steps(const TrainArguments& t, const std::function<bool()>& interrupted);
+  const std::vector<PhaseClock::Phase>& phases() const { return clock_.phases(); }
 
  private:
   void add_layers(Chain& chain, const std::vector<int>& dims, int rows, bool input_gradient, size_t& offset);
-  Matrix matrix(int rows, int columns) const;
+  Matrix matrix(int rows, int columns, int forms) const;
+  int units(int n) const { return bf16 ? ceil_div(n, 2) : n; }
+  Operand along(const Matrix& m) const { return bf16 ? Operand{m.pairs.along, m.pairs.along_ld} : Operand{m.p, m.ld}; }
+  Operand across(const Matrix& m) const {
+    return bf16 ? Operand{m.pairs.across, m.pairs.across_ld} : Operand{m.p, m.ld};
+  }
+  // This thread's rows: whole pairs.
+  struct Share {
+    int begin, end;
+  };
+  Share share(const Team& team, int rows) const;
+  void to_pairs(const Matrix& m, int columns, int rows, Share share) const;  // in bf16 mode
+  void load(const float* from, int columns, const Matrix& to, int rows, Share share) const;
+  void store_hidden(const Chain& chain, const std::vector<float*>& hidden, Share share) const;
+  void load_hidden(const Chain& chain, const std::vector<const float*>& hidden, int rows, Share share) const;
   Density density(int x_rows) const;
 
   // Taken by every operation. A second call from the thread that holds it (a signal handler's) is an error, not a
@@ -131,21 +188,20 @@ class Plan {
   void pack(Team& team, Chain& chain, const float* params, bool transposed);
   void pack_state(Team& team, Chain& chain, const float* state, int slots);
   void unpack(Team& team, const Chain& chain, float* params, float* state, int slots);
-  bool forward(Team& team, Chain& chain, const float* x, long x_ld, int rows, const Nonzeros* nonzeros);
+  bool forward(Team& team, Chain& chain, Operand x, int rows, const Lists* lists);
   bool backward(Team& team, Chain& chain, int rows);
   bool input_gradient(Team& team, const Layer& layer, const Matrix& dy, int rows, const Matrix* h,
                       Activation activation, Matrix& dx);
-  void weight_gradients(Team& team, Chain& chain, const float* x, long x_ld, int rows, const Update* update,
-                        const Nonzeros* nonzeros);
+  void weight_gradients(Team& team, Chain& chain, Operand x, int rows, const Update* update, const Lists* lists);
   void add_gradients(Team& team, const Chain& chain, float* grad);
   void allocate_gradients(Chain& chain);
   bool step(Team& team, const TrainArguments& t, int64_t i);
   template <typename F>
   void run_tasks(const Team& team, int tasks, F f);
   void allocate_nonzeros();
-  const Nonzeros* few_nonzeros(int minibatch) const;
+  bool few_nonzeros(int minibatch) const;
   bool interrupt_due(const Team& team);
-  bool proceed(Team& team);
+  bool proceed(Team& team, int phase);
 
   std::mutex mutex_;
   std::atomic<std::thread::id> owner_{};
@@ -153,10 +209,10 @@ class Plan {
   Chain encoder_, decoder_;
   Matrix x_, z_, dz_;
   Floats eps_, kl_, log_px_;
-  Nonzeros nonzeros_ = {};  // of the minibatch; its lists lie in the two vectors
-  std::vector<int32_t> nonzero_integers_;
-  std::vector<float> nonzero_values_;
+  NonzeroLists x_lists_, x_pair_lists_, x_columns_;  // of the minibatch's rows, row pairs (bf16), and columns
   size_t parameter_count_ = 0;
+  PhaseClock clock_;
+  int gather_phase_, latent_forward_phase_, likelihood_phase_, latent_backward_phase_, wait_phase_;
   std::function<bool()> interrupted_;  // asked by thread 0 where a call may be cut short
   std::atomic<bool> cut_{false};       // tasks not begun are left out
   std::atomic<int64_t> stop_phase_{INT64_MAX};

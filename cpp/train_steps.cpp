@@ -35,29 +35,31 @@ Update OptimizerSpec::at(int64_t step, double decay) const {
   return u;
 }
 
-// Room for the nonzeros of the largest minibatch, where that is not too much.
-void Plan::allocate_nonzeros() {
-  const size_t all = static_cast<size_t>(rows) * spec.data_dim, slack = 16;
-  if (nonzeros_.ld || all > most_listed) return;
-  const size_t by_row = all + slack * rows;
-  nonzero_integers_.resize(by_row + all + rows + spec.data_dim);
-  nonzero_values_.resize(by_row + all);
-  nonzeros_.ld = static_cast<long>(spec.data_dim + slack);
-  nonzeros_.column_ld = rows;
-  nonzeros_.index = nonzero_integers_.data();
-  nonzeros_.column_index = nonzeros_.index + by_row;
-  nonzeros_.count = nonzeros_.column_index + all;
-  nonzeros_.column_count = nonzeros_.count + rows;
-  nonzeros_.value = nonzero_values_.data();
-  nonzeros_.column_value = nonzeros_.value + by_row;
+void NonzeroLists::allocate(int n, int longest) {
+  constexpr int slack = 16;  // list_rows writes whole vectors
+  lists.ld = longest + slack;
+  index.resize(static_cast<size_t>(n) * lists.ld);
+  value.resize(index.size());
+  count.resize(n);
+  lists.index = index.data();
+  lists.value = value.data();
+  lists.count = count.data();
 }
 
-// The minibatch's nonzeros when they are few enough to be worth it.
-const Nonzeros* Plan::few_nonzeros(int minibatch) const {
-  if (!nonzeros_.ld) return nullptr;
+// Room for the nonzeros of the largest minibatch, where that is not too much.
+void Plan::allocate_nonzeros() {
+  if (x_lists_.lists.ld || static_cast<size_t>(rows) * spec.data_dim > most_listed) return;
+  x_lists_.allocate(rows, units(spec.data_dim));
+  if (bf16) x_pair_lists_.allocate(units(rows), spec.data_dim);
+  x_columns_.allocate(spec.data_dim, units(rows));
+}
+
+// Whether the minibatch's nonzeros are few enough to be worth it.
+bool Plan::few_nonzeros(int minibatch) const {
+  if (!x_lists_.lists.ld) return false;
   int64_t total = 0;
-  for (int m = 0; m < minibatch; ++m) total += nonzeros_.count[m];
-  return static_cast<double>(total) <= sparse_density * minibatch * spec.data_dim ? &nonzeros_ : nullptr;
+  for (int m = 0; m < minibatch; ++m) total += x_lists_.count[m];
+  return static_cast<double>(total) <= sparse_density * minibatch * units(spec.data_dim);
 }
 
 // One step of Algorithm 1. False, with nothing updated, when the bound is not finite or an interrupt is due.
@@ -67,24 +69,25 @@ bool Plan::step(Team& team, const TrainArguments& t, int64_t i) {
   double weight = t.kl_weight;
   if (t.kl_warmup > 0) weight *= std::min(1.0, static_cast<double>(now) / static_cast<double>(t.kl_warmup));
 
-  Gather minibatch = {t.data,
-                      t.order + i * t.rows,
-                      t.scale,
-                      t.binarize,
-                      t.seed,
-                      static_cast<uint64_t>(now),
-                      x_.p,
-                      x_.ld,
-                      nonzeros_.ld ? &nonzeros_ : nullptr};
-  kernels.gather(minibatch, team.begin(t.rows), team.end(t.rows));
+  Gather minibatch = {t.data, t.order + i * t.rows,       t.scale, t.binarize,
+                      t.seed, static_cast<uint64_t>(now), x_.p,    x_.ld};
+  const Share mine = share(team, t.rows), of_all = share(team, all);
+  kernels.gather(minibatch, mine.begin, mine.end);
+  to_pairs(x_, spec.data_dim, t.rows, mine);
+  const Lists &lists = x_lists_.lists, &pair_lists = x_pair_lists_.lists;
+  if (lists.ld) kernels.list_rows(along(x_).p, along(x_).ld, units(spec.data_dim), lists, mine.begin, mine.end);
+  if (pair_lists.ld)
+    kernels.list_rows(x_.pairs.across, x_.pairs.across_ld, spec.data_dim, pair_lists, mine.begin / 2, units(mine.end));
   int blocks = ceil_div(all * latent_dim, 4);
   kernels.normal(t.seed, minibatch.step, stream_latent, eps_.get(), 4L * team.begin(blocks),
                  std::min(4L * team.end(blocks), static_cast<long>(all) * latent_dim));
-  if (!proceed(team)) return false;
+  if (!proceed(team, gather_phase_)) return false;
 
-  const Nonzeros* few = few_nonzeros(t.rows);
-  if (few) kernels.list_columns(*few, team.begin(spec.data_dim), team.end(spec.data_dim));
-  if (!forward(team, encoder_, x_.p, x_.ld, t.rows, few)) return false;
+  const bool few = few_nonzeros(t.rows);
+  if (few)
+    kernels.list_columns(bf16 ? pair_lists : lists, units(t.rows), x_columns_.lists, team.begin(spec.data_dim),
+                         team.end(spec.data_dim));
+  if (!forward(team, encoder_, along(x_), t.rows, few ? &lists : nullptr)) return false;
 
   Matrix &heads = encoder_.y.back(), &dheads = encoder_.dy.back();
   Latent latent = {};
@@ -104,10 +107,12 @@ bool Plan::step(Team& team, const TrainArguments& t, int64_t i) {
   latent.dmu = dheads.p;
   latent.dlogvar = dheads.p + latent_dim;
   latent.dhead_ld = dheads.ld;
-  kernels.latent_forward(latent, team.begin(t.rows), team.end(t.rows));
-  if (!proceed(team)) return false;
+  kernels.latent_forward(latent, mine.begin, mine.end);
+  if (draws > 1) team.barrier();  // rows of z belong to other threads than rows of x
+  to_pairs(z_, latent_dim, all, of_all);
+  if (!proceed(team, latent_forward_phase_)) return false;
 
-  if (!forward(team, decoder_, z_.p, z_.ld, all, nullptr)) return false;
+  if (!forward(team, decoder_, along(z_), all, nullptr)) return false;
 
   Matrix &out = decoder_.y.back(), &dout = decoder_.dy.back();
   Density g = density(t.rows);
@@ -119,8 +124,9 @@ bool Plan::step(Team& team, const TrainArguments& t, int64_t i) {
   g.log_px = log_px_.get();
   g.dout = dout.p;
   g.dout_ld = dout.ld;
-  kernels.likelihood(g, team.begin(all), team.end(all));
-  if (!proceed(team)) return false;
+  kernels.likelihood(g, of_all.begin, of_all.end);
+  to_pairs(dout, spec.heads() * spec.data_dim, all, of_all);
+  if (!proceed(team, likelihood_phase_)) return false;
 
   // every thread adds the same few numbers in the same order, which costs less than another barrier
   double log_px = 0, kl = 0;
@@ -133,14 +139,16 @@ bool Plan::step(Team& team, const TrainArguments& t, int64_t i) {
 
   if (!backward(team, decoder_, all)) return false;
   if (!input_gradient(team, decoder_.layers[0], decoder_.dy[0], all, nullptr, Activation::none, dz_)) return false;
-  kernels.latent_backward(latent, team.begin(t.rows), team.end(t.rows));
-  if (!proceed(team)) return false;
+  kernels.latent_backward(latent, mine.begin, mine.end);
+  to_pairs(dheads, 2 * latent_dim, t.rows, mine);
+  if (!proceed(team, latent_backward_phase_)) return false;
   if (!backward(team, encoder_, t.rows)) return false;
 
   Update update = t.optimizer.at(now, t.decay);
-  weight_gradients(team, decoder_, z_.p, z_.ld, all, &update, nullptr);
-  weight_gradients(team, encoder_, x_.p, x_.ld, t.rows, &update, few);
+  weight_gradients(team, decoder_, across(z_), all, &update, nullptr);
+  weight_gradients(team, encoder_, across(x_), t.rows, &update, few ? &x_columns_.lists : nullptr);
   team.barrier();
+  if (team.id == 0) clock_.stop(wait_phase_);
   return true;
 }
 
@@ -164,7 +172,6 @@ void Plan::train_steps(const TrainArguments& t, const std::function<bool()>& int
     }
   } reset{*this};
   allocate_nonzeros();
-  nonzeros_.rows = t.rows;
   auto asked = std::chrono::steady_clock::now();
   interrupted_ = [&] {
     auto now = std::chrono::steady_clock::now();
@@ -178,6 +185,7 @@ void Plan::train_steps(const TrainArguments& t, const std::function<bool()>& int
       pack_state(team, *chain, t.state, slots);
     }
     team.barrier();
+    if (team.id == 0) clock_.start();
     for (int64_t i = 0; i < t.steps && step(team, t, i); ++i)
       if (team.id == 0) *t.done = i + 1;
     team.barrier();

@@ -52,6 +52,48 @@ inline V select(VI mask, V a, V b) { return mask ? a : b; }
 inline V abs(V a) { return from_bits(bits(a) & 0x7fffffff); }
 inline V max(V a, V b) { return a < b ? b : a; }  // NaN in a stays NaN
 
+// The 32 bits at p in every lane, whatever they stand for.
+inline V broadcast(const float* p) {
+#if defined(__AVX512F__)
+  int32_t unit;
+  __builtin_memcpy(&unit, p, sizeof unit);
+  return reinterpret_cast<V>(_mm512_set1_epi32(unit));
+#else
+  return *p - V{};
+#endif
+}
+
+// Products of 32-bit units (kernels.hpp): acc + a b.
+struct Float {
+  static constexpr bool pairs = false;
+  static V multiply_add(V a, V b, V acc) { return acc + a * b; }
+};
+
+#if defined(__AVX512BF16__)
+struct Bfloat16 {
+  static constexpr bool pairs = true;
+  static V multiply_add(V a, V b, V acc) {
+    return reinterpret_cast<V>(
+        _mm512_dpbf16_ps(reinterpret_cast<__m512>(acc), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));
+  }
+  // [a | b] as pairs of neighbours, rounded to nearest even: unit i is elements 2i, 2i + 1.
+  static V neighbours(V a, V b) {
+    return reinterpret_cast<V>(_mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(a)));
+  }
+  // Pairs across: unit i is (a[i], b[i]).
+  static V across(V a, V b) {
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return reinterpret_cast<V>(_mm512_permutexvar_epi16(order, reinterpret_cast<__m512i>(neighbours(a, b))));
+  }
+  // Half `v` of the elements in W pairs of neighbours.
+  static V widened(const float* pairs, int v) {
+    __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(pairs) + v);
+    return reinterpret_cast<V>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+  }
+};
+#endif
+
 // Lanes added in a fixed order.
 inline float sum(V v) {
   alignas(64) float lanes[W];

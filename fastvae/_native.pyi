@@ -15,6 +15,7 @@ class Plan:
     draws: int
     precision: str
     n_threads: int
+    phase_seconds: dict[str, float]
 
     def gather(
         self, *, data: Any, index: Array, scale: float, binarize: str, seed: int, step: int, x: Array

@@ -34,13 +34,22 @@ ROWS = {"paper": 100, "odd": 37, "one": 1}
 class Training:
     """Parameters, state and statistics of one training on synthetic rows, and its plan."""
 
-    def __init__(self, engine: Engine, name: str, *, steps: int = 20, draws: int = 1, n_threads: int = 2) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        name: str,
+        *,
+        steps: int = 20,
+        draws: int = 1,
+        precision: str = "fp32",
+        n_threads: int = 2,
+    ) -> None:
         network, draw = NETWORKS[name], np.random.default_rng(0)
         self.data = draw.integers(0, 256, (300, network.data_dim)).astype(np.uint8)
         self.data *= draw.random(self.data.shape) < 0.2
         self.order = draw.integers(0, 300, (steps, ROWS[name]))
         self.plan: Plan = engine.plan(
-            network=network, rows=ROWS[name], draws=draws, precision="fp32", n_threads=n_threads
+            network=network, rows=ROWS[name], draws=draws, precision=precision, n_threads=n_threads
         )
         self.params = initialise(network, seed=2)
         self.optimizer = Optimizer("adam", learning_rate=1e-3)
@@ -78,26 +87,33 @@ class Training:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_any_number_of_threads_leaves_the_same_bits(engine: Engine, name: str, draws: int) -> None:
     """More threads than processors, and than rows or columns, too."""
-    alone = Training(engine, name, draws=draws, n_threads=1).run().bits()
-    for n_threads in (1, 2, 3, 7):
-        assert Training(engine, name, draws=draws, n_threads=n_threads).run().bits() == alone, f"{n_threads} threads"
+    for precision in set(engine.PRECISIONS) - {"fp64"}:  # whose arrays have another dtype
+        size: dict[str, Any] = {"draws": draws, "precision": precision}
+        alone = Training(engine, name, n_threads=1, **size).run().bits()
+        for n_threads in (1, 2, 3, 7):
+            bits = Training(engine, name, n_threads=n_threads, **size).run().bits()
+            assert bits == alone, f"{n_threads} threads, {precision}"
 
 
 def test_operations_do_not_depend_on_threads(engine: Engine) -> None:
     network, draw = NETWORKS["odd"], np.random.default_rng(1)
     params, x = initialise(network, seed=1), draw.random((37, 131)).astype(np.float32)
-    z, results = draw.normal(size=(37, 3)).astype(np.float32), []
-    for n_threads in (1, 2, 3):
-        plan = engine.plan(network=network, rows=37, draws=1, precision="fp32", n_threads=n_threads)
+    z = draw.normal(size=(37, 3)).astype(np.float32)
+
+    def run(precision: str, n_threads: int) -> bytes:
+        plan = engine.plan(network=network, rows=37, draws=1, precision=precision, n_threads=n_threads)
         hidden = tuple(np.empty((37, width), np.float32) for width in network.encoder_hidden)
         outputs: list[Array] = [np.empty((37, 3), np.float32) for _ in range(3)]
         log_pxz, grad = np.empty(37, np.float32), np.zeros_like(params)
         plan.encoder_forward(params=params, x=x, hidden=hidden, mu=outputs[0], logvar=outputs[1])
         plan.encoder_backward(params=params, x=x, hidden=hidden, dmu=outputs[0], dlogvar=outputs[1], grad=grad)
         plan.log_joint(params=params, x=x, z=z, log_pxz=log_pxz, dz=outputs[2])
-        results.append(b"".join(array.tobytes() for array in (*hidden, *outputs, log_pxz, grad)))
-    assert results[1] == results[0]
-    assert results[2] == results[0]
+        return b"".join(array.tobytes() for array in (*hidden, *outputs, log_pxz, grad))
+
+    for precision in set(engine.PRECISIONS) - {"fp64"}:  # whose arrays have another dtype
+        alone = run(precision, 1)
+        assert run(precision, 2) == alone
+        assert run(precision, 3) == alone
 
 
 @pytest.mark.parametrize("shared_plan", [False, True])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import bfloat16
 import naive
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from fastvae import backends, rng
 from fastvae.kernels import BINARIZE, Array, Engine, Plan
 from fastvae.network import ACTIVATIONS, Network
 
-DTYPES = {"fp32": np.float32, "fp64": np.float64}
+DTYPES = {"fp32": np.float32, "fp64": np.float64, "bf16": np.float32}
 SCALE, KL_SCALE = 0.125, 0.3
 
 
@@ -241,12 +242,13 @@ def named(hidden: tuple[Array, ...]) -> dict[str, Array]:
 
 
 @cache
-def expected_of(case: Case, operation: str) -> dict[str, Array]:
-    """Outputs of an operation by the case's truth."""
+def expected_of(case: Case, operation: str, *, bf16: bool) -> dict[str, Array]:
+    """Outputs of an operation by the case's truth, or by that of bf16 mode."""
     values = [inputs_of(case)[name] for name in OPERATIONS[operation]]
-    if case.truth == "naive":
+    if case.truth == "naive" and not bf16:
         return NaiveOperations(case.network).run(operation, *values)
-    truth = PlanOperations(backends.load("reference"), case.network, rows=case.rows, draws=case.draws, precision="fp64")
+    engine: Any = bfloat16 if bf16 else backends.load("reference")
+    truth = PlanOperations(engine, case.network, rows=case.rows, draws=case.draws, precision="fp64")
     return truth.run(operation, *values)
 
 
@@ -259,7 +261,7 @@ def test_operation(engine: Engine, case: Case, operation: str) -> None:
             continue  # it is the truth here
         plan = PlanOperations(engine, case.network, rows=case.rows, draws=case.draws, precision=precision)
         actual = plan.run(operation, *values)
-        for name, expected in expected_of(case, operation).items():
+        for name, expected in expected_of(case, operation, bf16=precision == "bf16").items():
             assert_close(name.split("[")[0], precision, actual[name], expected, label=f"{operation}: {name}")
 
 

@@ -40,7 +40,7 @@ def test_update_equals_the_loops(engine: Engine, network: Network, rule: Optimiz
     size = network.layout.size
     for precision in engine.PRECISIONS:
         plan = engine.plan(network=network, rows=1, draws=1, precision=precision, n_threads=2)
-        dtype = np.float32 if precision == "fp32" else np.float64
+        dtype = np.float64 if precision == "fp64" else np.float32
         for step in (0, 1, 2, 1000, 10**7):
             params, grad = draw.normal(size=(2, size)).astype(np.float32)
             grad *= np.float32(10.0) ** draw.integers(-6, 3, size)

@@ -39,6 +39,7 @@ def arguments(network: Network, optimizer: Optimizer, decay: float) -> dict[str,
     return {"params": params, "state": state, "optimizer": optimizer, "seed": 3, "decay": decay}
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("density", [0.02, 0.3, 0.9])
 @pytest.mark.parametrize("decay", [0.0, 1e-3])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=["adagrad", "adagrad-hold", "adam", "sgd"])
@@ -51,9 +52,12 @@ def test_the_loop_has_the_bits_of_the_dense_operations(
     optimizer: Optimizer,
     decay: float,
     density: float,
+    precision: str,
 ) -> None:
     """Operations are always dense, the loop takes lists of nonzeros below its threshold."""
     engine = backends.load("cpp")
+    if precision not in engine.PRECISIONS:
+        pytest.skip(f"this processor has no precision {precision}")
 
     def engine_normal(*, seed: int, step: int, stream: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         out = np.empty(shape, dtype)
@@ -63,7 +67,7 @@ def test_the_loop_has_the_bits_of_the_dense_operations(
     monkeypatch.setattr(aevb, "normal", engine_normal)
     data = make_rows(3 * rows, network.data_dim, density)
     order = np.random.default_rng(1).permutation(3 * rows).reshape(3, rows)
-    plan = engine.plan(network, rows=rows, draws=draws, precision="fp32", n_threads=2)
+    plan = engine.plan(network, rows=rows, draws=draws, precision=precision, n_threads=2)
     shared: dict[str, Any] = {"data": data, "scale": 1 / 255, "binarize": "none", "kl_weight": 1.0}
 
     ref, buffers = arguments(network, optimizer, decay), aevb.Buffers.allocate(network, rows, draws)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+import bfloat16
 import naive
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from fastvae.training.aevb import Buffers, compose_step, kl_weight_at
 
 SEED = 2**40 + 17
 ADAGRAD = Optimizer("adagrad", learning_rate=0.02)
-DTYPES = {"fp32": np.float32, "fp64": np.float64}
+DTYPES = {"fp32": np.float32, "fp64": np.float64, "bf16": np.float32}
 
 
 @dataclass(frozen=True)
@@ -125,10 +126,11 @@ def train(
 
 
 @cache
-def golden(run: Run) -> Outcome:
-    """The composition of operations on the float64 reference."""
+def golden(run: Run, *, bf16: bool = False) -> Outcome:
+    """The composition of operations on the float64 reference, or on the truth of bf16 mode."""
     outcome = fresh(run, np.float64)
-    plan = backends.load("reference").plan(
+    engine: Any = bfloat16 if bf16 else backends.load("reference")
+    plan = engine.plan(
         network=run.network, rows=run.rows, draws=run.draws, precision="fp64", n_threads=1
     )
     buffers, data = Buffers.allocate(run.network, run.rows, run.draws, np.float64), run.data()
@@ -225,7 +227,7 @@ RUNS |= {
 def test_golden_trajectory(engine: Engine, name: str) -> None:
     run = RUNS[name]
     for precision in engine.PRECISIONS:
-        assert_follows(run, train(engine, run, precision=precision), golden(run), precision)
+        assert_follows(run, train(engine, run, precision=precision), golden(run, bf16=precision == "bf16"), precision)
 
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
