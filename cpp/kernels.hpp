@@ -28,10 +28,12 @@ enum class Rule : int { adagrad, adam, sgd, hold };
 // Fourth counter word of the noise: fastvae/rng.py has the list.
 enum Stream : uint32_t { stream_latent = 0, stream_binarize = 1, stream_binarize_fixed = 2 };
 
-// A matrix as lists of its units that are not zero, in order; list i at index + i * ld and value + i * ld.
+// A matrix as lists of its units that are not zero, in order: those of row (or column) i from start[i] to end[i], with
+// `room` for each.
 struct Lists {
-  long ld;
-  int32_t *index, *count;
+  int64_t room;
+  int64_t *start, *end;
+  int32_t* index;
   float* value;
 };
 
@@ -59,7 +61,8 @@ struct Affine {
   long c_ld;
   Pairs pairs;  // C once more, where bf16 and not null
   int rows, depth, panels;
-  const Lists* lists;  // of A's rows, or null
+  const Lists *lists, *columns;  // of A's rows or of its columns, or null
+  float* sums;                   // with columns: room of this thread's for rows x 2 panels
 };
 
 // One step of the optimizer; constants that depend on the step are worked out by the caller.

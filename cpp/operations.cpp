@@ -50,7 +50,7 @@ void Plan::encoder_forward(const float* params, const float* x, int rows, const 
     pack(team, encoder_, params, false);
     if (bf16) load(x, spec.data_dim, x_, rows, mine);
     team.barrier();
-    forward(team, encoder_, bf16 ? along(x_) : Operand{x, spec.data_dim}, rows, nullptr);
+    forward(team, encoder_, bf16 ? along(x_) : Operand{x, spec.data_dim}, rows);
     store_hidden(encoder_, hidden, mine);
     const Matrix& heads = encoder_.y.back();
     copy_rows(heads.p, heads.ld, mu, latent_dim, mine.begin, mine.end, latent_dim);
@@ -76,7 +76,7 @@ void Plan::decoder_forward(const float* params, const float* z, int rows, const 
     pack(team, decoder_, params, false);
     if (bf16) load(z, spec.latent_dim, z_, rows, mine);
     team.barrier();
-    forward(team, decoder_, bf16 ? along(z_) : Operand{z, spec.latent_dim}, rows, nullptr);
+    forward(team, decoder_, bf16 ? along(z_) : Operand{z, spec.latent_dim}, rows);
     store_hidden(decoder_, hidden, mine);
     const int columns = spec.heads() * spec.data_dim;
     copy_rows(decoder_.y.back().p, decoder_.y.back().ld, out, columns, mine.begin, mine.end, columns);
@@ -170,7 +170,7 @@ void Plan::log_joint(const float* params, const float* x, int x_rows, const floa
     pack(team, decoder_, params, dz != nullptr);
     if (bf16) load(z, spec.latent_dim, z_, rows, mine);
     team.barrier();
-    forward(team, decoder_, bf16 ? along(z_) : Operand{z, spec.latent_dim}, rows, nullptr);
+    forward(team, decoder_, bf16 ? along(z_) : Operand{z, spec.latent_dim}, rows);
     kernels.likelihood(g, mine.begin, mine.end);
     if (dz) {
       to_pairs(dout, spec.heads() * spec.data_dim, rows, mine);

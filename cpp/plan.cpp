@@ -200,7 +200,7 @@ bool Plan::proceed(Team& team, int clock_phase) {
 }
 
 // y_i = f(y_{i-1} W_i + b_i), the last layer affine
-bool Plan::forward(Team& team, Chain& chain, Operand x, int rows, const Lists* lists) {
+bool Plan::forward(Team& team, Chain& chain, Operand x, int rows, const Lists* lists, const Lists* columns) {
   for (size_t i = 0; i < chain.layers.size(); ++i) {
     const Layer& layer = chain.layers[i];
     Affine g = {};
@@ -219,6 +219,8 @@ bool Plan::forward(Team& team, Chain& chain, Operand x, int rows, const Lists* l
     g.depth = units(layer.fan_in);
     g.panels = layer.panels;
     g.lists = i ? nullptr : lists;
+    g.columns = i ? nullptr : columns;
+    g.sums = column_sums_.get() + static_cast<size_t>(team.id) * rows * 2 * kernels.panel;
     run_tasks(team, kernels.affine_tasks(g), [&](int begin, int end) { kernels.affine(g, begin, end); });
     if (!proceed(team, layer.forward_phase)) return false;
   }

@@ -102,7 +102,8 @@ struct Chain {  // encoder or decoder
 
 // Lists with their memory.
 struct NonzeroLists {
-  std::vector<int32_t> index, count;
+  std::vector<int64_t> start, end;
+  std::vector<int32_t> index;
   std::vector<float> value;
   Lists lists = {};
   void allocate(int n, int longest);
@@ -188,7 +189,8 @@ class Plan {
   void pack(Team& team, Chain& chain, const float* params, bool transposed);
   void pack_state(Team& team, Chain& chain, const float* state, int slots);
   void unpack(Team& team, const Chain& chain, float* params, float* state, int slots);
-  bool forward(Team& team, Chain& chain, Operand x, int rows, const Lists* lists);
+  bool forward(Team& team, Chain& chain, Operand x, int rows, const Lists* lists = nullptr,
+               const Lists* columns = nullptr);
   bool backward(Team& team, Chain& chain, int rows);
   bool input_gradient(Team& team, const Layer& layer, const Matrix& dy, int rows, const Matrix* h,
                       Activation activation, Matrix& dx);
@@ -199,7 +201,7 @@ class Plan {
   template <typename F>
   void run_tasks(const Team& team, int tasks, F f);
   void allocate_nonzeros();
-  bool few_nonzeros(int minibatch) const;
+  double share_of_nonzeros(int minibatch) const;
   bool interrupt_due(const Team& team);
   bool proceed(Team& team, int phase);
 
@@ -209,7 +211,10 @@ class Plan {
   Chain encoder_, decoder_;
   Matrix x_, z_, dz_;
   Floats eps_, kl_, log_px_;
-  NonzeroLists x_lists_, x_pair_lists_, x_columns_;  // of the minibatch's rows, row pairs (bf16), and columns
+  // Of the minibatch: units along its rows and their columns, for products forward; units across the rows and their
+  // columns, for weight gradients. In float32 the two are the same.
+  NonzeroLists along_rows_, along_columns_, across_rows_, across_columns_;
+  Floats column_sums_;
   size_t parameter_count_ = 0;
   PhaseClock clock_;
   int gather_phase_, latent_forward_phase_, likelihood_phase_, latent_backward_phase_, wait_phase_;

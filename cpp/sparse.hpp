@@ -13,8 +13,9 @@ constexpr int sparse_columns = 16;  // rows of W in one task of sparse_weight_gr
 void list_rows(const float* x, long ld, int n, const Lists& s, int begin, int end) {
   for (int m = begin; m < end; ++m) {
     const float* row = x + m * ld;
-    int32_t* index = s.index + m * s.ld;
-    float* value = s.value + m * s.ld;
+    s.start[m] = m * s.room;
+    int32_t* index = s.index + s.start[m];
+    float* value = s.value + s.start[m];
     int count = 0, d = 0;
 #if defined(__AVX512F__)
     __m512i columns = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
@@ -33,37 +34,44 @@ void list_rows(const float* x, long ld, int n, const Lists& s, int begin, int en
       index[count] = d;
       count += unit != 0;
     }
-    s.count[m] = count;
+    s.end[m] = s.start[m] + count;
   }
 }
 
-// Lists of the columns [begin, end) from those of the rows, in the order of the rows.
+// Lists of the columns [begin, end) from those of the rows, in the order of the rows, one after the other from
+// start[begin].
 void list_columns(const Lists& rows, int n_rows, const Lists& columns, int begin, int end) {
-  for (int k = begin; k < end; ++k) columns.count[k] = 0;
-  for (int m = 0; m < n_rows; ++m) {
-    const int32_t* index = rows.index + m * rows.ld;
-    const float* value = rows.value + m * rows.ld;
-    for (int i = 0; i < rows.count[m]; ++i) {
-      int k = index[i];
-      if (k < begin || k >= end) continue;
-      long to = k * columns.ld + columns.count[k]++;
-      columns.index[to] = m;
-      __builtin_memcpy(columns.value + to, value + i, sizeof(float));
-    }
+  for (int k = begin; k < end; ++k) columns.end[k] = 0;
+  auto for_each = [&](auto f) {
+    for (int m = 0; m < n_rows; ++m)
+      for (int64_t i = rows.start[m]; i < rows.end[m]; ++i)
+        if (int k = rows.index[i]; begin <= k && k < end) f(m, i, k);
+  };
+  for_each([&](int, int64_t, int k) { ++columns.end[k]; });
+  int64_t next = begin * columns.room;
+  for (int k = begin; k < end; ++k) {
+    int64_t count = columns.end[k];
+    columns.start[k] = columns.end[k] = next;
+    next += count;
   }
+  for_each([&](int m, int64_t i, int k) {
+    int64_t to = columns.end[k]++;
+    columns.index[to] = m;
+    __builtin_memcpy(columns.value + to, rows.value + i, sizeof(float));
+  });
 }
 
 // sum[p] += sum_i value[i] * b[index[i] * row + p * next : + panel], in order of i while index[i] < bound; returns i
 template <typename Unit, int panels>
-int sum_strip(const int32_t* index, const float* value, int i, int count, int bound, const float* b, long row,
-              long next, float* sum, long sum_next) {
+int64_t sum_strip(const int32_t* index, const float* value, int64_t i, int64_t end, int bound, const float* b, long row,
+                  long next, float* sum, long sum_next) {
   V acc[panels][vectors];
 #pragma GCC unroll 8
   for (int p = 0; p < panels; ++p) {
     acc[p][0] = load(sum + p * sum_next);
     acc[p][1] = load(sum + p * sum_next + W);
   }
-  for (; i < count && index[i] < bound; ++i) {
+  for (; i < end && index[i] < bound; ++i) {
     const float* from = b + index[i] * row;
     V v = broadcast(value + i);
 #pragma GCC unroll 8
@@ -80,29 +88,64 @@ int sum_strip(const int32_t* index, const float* value, int i, int count, int bo
   return i;
 }
 
-typedef int (*Strip)(const int32_t*, const float*, int, int, int, const float*, long, long, float*, long);
+typedef int64_t (*Strip)(const int32_t*, const float*, int64_t, int64_t, int, const float*, long, long, float*, long);
 template <typename Unit>
 constexpr Strip strips[strip] = {sum_strip<Unit, 1>, sum_strip<Unit, 2>, sum_strip<Unit, 3>, sum_strip<Unit, 4>};
 
 int sparse_affine_tasks(const Affine& g) { return ceil_div(g.panels, strip) * ceil_div(g.rows, sparse_rows); }
 
+// Row by row, a strip of sums in registers, over blocks of W that stay in L1.
 template <typename Unit, Activation activation>
 void sparse_affine(const Affine& g, int begin, int end) {
   const Lists& s = *g.lists;
   const int blocks = ceil_div(g.rows, sparse_rows);
+  const long next_panel = g.b_rows * panel;
   alignas(64) float sums[sparse_rows][strip * panel];
   for (int task = begin; task < end; ++task) {
     int p = task / blocks * strip, panels = g.panels - p < strip ? g.panels - p : strip;
+    const Strip sum = strips<Unit>[panels - 1];
     Part r = part(g.rows, blocks, task % blocks);
-    int next[sparse_rows] = {};
+    int64_t next[sparse_rows];
+    __builtin_memcpy(next, s.start + r.begin, sizeof(int64_t) * (r.end - r.begin));
     __builtin_memset(sums, 0, sizeof sums);
     for (int k = 0; k < g.depth; k += sparse_depth)
-      for (int m = r.begin; m < r.end; ++m)
-        next[m - r.begin] = strips<Unit>[panels - 1](s.index + m* s.ld, s.value + m* s.ld, next[m - r.begin],
-                                                     s.count[m], k + sparse_depth, g.b + p* g.b_rows* panel, panel,
-                                                     g.b_rows* panel, sums[m - r.begin], panel);
+      for (int m = r.begin, i = 0; m < r.end; ++m, ++i)
+        next[i] = sum(s.index, s.value, next[i], s.end[m], k + sparse_depth, g.b + p * next_panel, panel, next_panel,
+                      sums[i], panel);
     for (int i = 0; i < panels; ++i)
       finish_tile<Unit, activation>(g, sums[0] + i * panel, strip * panel, r.begin, r.end - r.begin, (p + i) * panel);
+  }
+}
+
+constexpr int narrow = 2;  // panels of one task column by column: 100 rows of sums stay in L1
+constexpr int ahead = 16;  // columns
+
+int column_affine_tasks(const Affine& g) { return ceil_div(g.panels, narrow); }
+
+// Column by column, where a row has a nonzero here and there: each row of W is read once, in order, for all rows of x.
+template <typename Unit, Activation activation>
+void column_affine(const Affine& g, int begin, int end) {
+  const Lists& s = *g.columns;
+  for (int task = begin; task < end; ++task) {
+    int p = task * narrow, panels = g.panels - p < narrow ? g.panels - p : narrow;
+    const float* b = g.b + p * g.b_rows * panel;
+    __builtin_memset(g.sums, 0, sizeof(float) * g.rows * narrow * panel);
+    for (int k = 0; k < g.depth; ++k) {
+      if (k + ahead < g.depth && s.start[k + ahead] < s.end[k + ahead])
+        for (int i = 0; i < panels; ++i)
+          for (int v = 0; v < vectors; ++v) __builtin_prefetch(b + (i * g.b_rows + k + ahead) * panel + v * W);
+      V w[narrow][vectors];
+      for (int i = 0; i < narrow; ++i)  // the last panel twice when it stands alone
+        for (int v = 0; v < vectors; ++v) w[i][v] = load(b + ((i < panels ? i : 0) * g.b_rows + k) * panel + v * W);
+      for (int64_t n = s.start[k]; n < s.end[k]; ++n) {
+        float* sum = g.sums + s.index[n] * (narrow * panel);
+        V x = broadcast(s.value + n);
+        for (int i = 0; i < narrow; ++i)
+          for (int v = 0; v < vectors; ++v, sum += W) store(sum, Unit::multiply_add(x, w[i][v], load(sum)));
+      }
+    }
+    for (int i = 0; i < panels; ++i)
+      finish_tile<Unit, activation>(g, g.sums + i * panel, narrow * panel, 0, g.rows, (p + i) * panel);
   }
 }
 
@@ -119,15 +162,16 @@ void sparse_weight_gradient(const WeightGradient& g, int begin, int end) {
   alignas(64) float dw[strip][sparse_columns * panel];
   for (int task = begin; task < end; ++task) {
     int p = task / blocks * strip, panels = g.panels - p < strip ? g.panels - p : strip;
+    const Strip sum = strips<Unit>[panels - 1];
     int first = task % blocks * sparse_columns;
     int last = first + sparse_columns < g.fan_in ? first + sparse_columns : g.fan_in;
     __builtin_memset(dw, 0, sizeof dw);
     bool touched = false;
     for (int k = first; k < last; ++k) {
       int run = k;  // rows [run, k) of W are updated together
-      for (; k < last && (s.count[k] || !skip); ++k)
-        strips<Unit>[panels - 1](s.index + k* s.ld, s.value + k* s.ld, 0, s.count[k], g.depth, g.dy + p* panel, g.dy_ld,
-                                 panel, dw[0] + (k - first)* panel, sparse_columns* panel);
+      for (; k < last && (s.start[k] < s.end[k] || !skip); ++k)
+        sum(s.index, s.value, s.start[k], s.end[k], g.depth, g.dy + p * panel, g.dy_ld, panel,
+            dw[0] + (k - first) * panel, sparse_columns * panel);
       touched |= run < k;
       for (int i = 0; i < panels && run < k; ++i) {
         long at = (static_cast<long>(p + i) * g.fan_in + run) * panel;
@@ -146,6 +190,7 @@ void sparse_weight_gradient(const WeightGradient& g, int begin, int end) {
 
 template <typename Unit, Activation activation>
 void affine_from(const Affine& g, int begin, int end) {
+  if (g.columns) return column_affine<Unit, activation>(g, begin, end);
   g.lists ? sparse_affine<Unit, activation>(g, begin, end) : dense_affine<Unit, activation>(g, begin, end);
 }
 
@@ -157,7 +202,10 @@ void affine_as(const Affine& g, int begin, int end) {
   affine_from<Float, activation>(g, begin, end);
 }
 
-int affine_tasks(const Affine& g) { return g.lists ? sparse_affine_tasks(g) : dense_affine_tasks(g); }
+int affine_tasks(const Affine& g) {
+  if (g.columns) return column_affine_tasks(g);
+  return g.lists ? sparse_affine_tasks(g) : dense_affine_tasks(g);
+}
 
 void affine(const Affine& g, int begin, int end) {
   switch (g.activation) {

@@ -11,6 +11,8 @@ namespace {
 // Share of nonzeros up to which the lists are used. On the paper's network under AVX-512 and AVX2 they broke even with
 // the dense products between 0.4 and 0.5; at MNIST's 0.19 they save 16 % of the step (docs/benchmarks.md).
 constexpr double sparse_density = 0.4;
+// Share up to which the first layer goes column by column: below, a row has few nonzeros in a block of sparse_affine.
+constexpr double column_density = 0.05;
 // Elements of x up to which lists are kept: 64 MB of them.
 constexpr size_t most_listed = size_t{1} << 22;
 
@@ -36,30 +38,32 @@ Update OptimizerSpec::at(int64_t step, double decay) const {
 }
 
 void NonzeroLists::allocate(int n, int longest) {
-  constexpr int slack = 16;  // list_rows writes whole vectors
-  lists.ld = longest + slack;
-  index.resize(static_cast<size_t>(n) * lists.ld);
-  value.resize(index.size());
-  count.resize(n);
-  lists.index = index.data();
-  lists.value = value.data();
-  lists.count = count.data();
+  lists.room = longest + 16;  // list_rows writes whole vectors
+  start.resize(n);
+  end.resize(n);
+  index.resize(n * lists.room);
+  value.resize(n * lists.room);
+  lists = {lists.room, start.data(), end.data(), index.data(), value.data()};
 }
 
 // Room for the nonzeros of the largest minibatch, where that is not too much.
 void Plan::allocate_nonzeros() {
-  if (x_lists_.lists.ld || static_cast<size_t>(rows) * spec.data_dim > most_listed) return;
-  x_lists_.allocate(rows, units(spec.data_dim));
-  if (bf16) x_pair_lists_.allocate(units(rows), spec.data_dim);
-  x_columns_.allocate(spec.data_dim, units(rows));
+  if (along_rows_.lists.room || static_cast<size_t>(rows) * spec.data_dim > most_listed) return;
+  along_rows_.allocate(rows, units(spec.data_dim));
+  across_columns_.allocate(spec.data_dim, units(rows));
+  if (bf16) {
+    across_rows_.allocate(units(rows), spec.data_dim);
+    along_columns_.allocate(units(spec.data_dim), rows);
+  }
+  column_sums_ = Floats(static_cast<size_t>(threads) * rows * 2 * kernels.panel);
 }
 
-// Whether the minibatch's nonzeros are few enough to be worth it.
-bool Plan::few_nonzeros(int minibatch) const {
-  if (!x_lists_.lists.ld) return false;
+// Of the minibatch's units; 1 when they are not listed.
+double Plan::share_of_nonzeros(int minibatch) const {
+  if (!along_rows_.lists.room) return 1;
   int64_t total = 0;
-  for (int m = 0; m < minibatch; ++m) total += x_lists_.count[m];
-  return static_cast<double>(total) <= sparse_density * minibatch * units(spec.data_dim);
+  for (int m = 0; m < minibatch; ++m) total += along_rows_.end[m] - along_rows_.start[m];
+  return static_cast<double>(total) / (static_cast<double>(minibatch) * units(spec.data_dim));
 }
 
 // One step of Algorithm 1. False, with nothing updated, when the bound is not finite or an interrupt is due.
@@ -74,20 +78,31 @@ bool Plan::step(Team& team, const TrainArguments& t, int64_t i) {
   const Share mine = share(team, t.rows), of_all = share(team, all);
   kernels.gather(minibatch, mine.begin, mine.end);
   to_pairs(x_, spec.data_dim, t.rows, mine);
-  const Lists &lists = x_lists_.lists, &pair_lists = x_pair_lists_.lists;
-  if (lists.ld) kernels.list_rows(along(x_).p, along(x_).ld, units(spec.data_dim), lists, mine.begin, mine.end);
-  if (pair_lists.ld)
-    kernels.list_rows(x_.pairs.across, x_.pairs.across_ld, spec.data_dim, pair_lists, mine.begin / 2, units(mine.end));
+  const Lists& lists = along_rows_.lists;
+  if (lists.room) {
+    kernels.list_rows(along(x_).p, along(x_).ld, units(spec.data_dim), lists, mine.begin, mine.end);
+    if (bf16)
+      kernels.list_rows(across(x_).p, across(x_).ld, spec.data_dim, across_rows_.lists, mine.begin / 2,
+                        units(mine.end));
+  }
   int blocks = ceil_div(all * latent_dim, 4);
   kernels.normal(t.seed, minibatch.step, stream_latent, eps_.get(), 4L * team.begin(blocks),
                  std::min(4L * team.end(blocks), static_cast<long>(all) * latent_dim));
   if (!proceed(team, gather_phase_)) return false;
 
-  const bool few = few_nonzeros(t.rows);
-  if (few)
-    kernels.list_columns(bf16 ? pair_lists : lists, units(t.rows), x_columns_.lists, team.begin(spec.data_dim),
-                         team.end(spec.data_dim));
-  if (!forward(team, encoder_, along(x_), t.rows, few ? &lists : nullptr)) return false;
+  // the first layer from its nonzeros: few row by row, very few column by column
+  const double nonzeros = share_of_nonzeros(t.rows);
+  const bool few = nonzeros <= sparse_density, by_column = nonzeros <= column_density;
+  const Lists &x_columns = across_columns_.lists, &unit_columns = (bf16 ? along_columns_ : across_columns_).lists;
+  if (few) {
+    int d = spec.data_dim, n = units(d);
+    kernels.list_columns((bf16 ? across_rows_ : along_rows_).lists, units(t.rows), x_columns, team.begin(d),
+                         team.end(d));
+    if (by_column && bf16) kernels.list_columns(lists, t.rows, unit_columns, team.begin(n), team.end(n));
+    if (by_column) team.barrier();
+  }
+  if (!forward(team, encoder_, along(x_), t.rows, few ? &lists : nullptr, by_column ? &unit_columns : nullptr))
+    return false;
 
   Matrix &heads = encoder_.y.back(), &dheads = encoder_.dy.back();
   Latent latent = {};
@@ -112,7 +127,7 @@ bool Plan::step(Team& team, const TrainArguments& t, int64_t i) {
   to_pairs(z_, latent_dim, all, of_all);
   if (!proceed(team, latent_forward_phase_)) return false;
 
-  if (!forward(team, decoder_, along(z_), all, nullptr)) return false;
+  if (!forward(team, decoder_, along(z_), all)) return false;
 
   Matrix &out = decoder_.y.back(), &dout = decoder_.dy.back();
   Density g = density(t.rows);
@@ -146,7 +161,7 @@ bool Plan::step(Team& team, const TrainArguments& t, int64_t i) {
 
   Update update = t.optimizer.at(now, t.decay);
   weight_gradients(team, decoder_, across(z_), all, &update, nullptr);
-  weight_gradients(team, encoder_, across(x_), t.rows, &update, few ? &x_columns_.lists : nullptr);
+  weight_gradients(team, encoder_, across(x_), t.rows, &update, few ? &x_columns : nullptr);
   team.barrier();
   if (team.id == 0) clock_.stop(wait_phase_);
   return true;
