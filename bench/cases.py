@@ -17,6 +17,8 @@ __all__ = ["CASES", "Case"]
 # the encoder's first layer, input gradient.
 _PRODUCTS = {"train": 3, "encode": 1, "elbo": 1}
 
+_ADAGRAD = Optimizer("adagrad", learning_rate=0.02)
+
 
 @dataclass(frozen=True)
 class Case:
@@ -47,7 +49,7 @@ class Case:
     batch_size: int
     steps: int
     kind: str = "train"
-    optimizer: Optimizer = Optimizer("adagrad", learning_rate=0.02)
+    optimizer: Optimizer = _ADAGRAD
     source: str = "mnist"
     n_rows: int = 60000
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from time import perf_counter
 from typing import Any
 
@@ -91,4 +92,4 @@ def _stream(what: str, n_threads: int) -> _Limit:
 
 def _shares(n: int) -> list[tuple[int, int]]:
     edges = [i * _STREAM_SIZE // n for i in range(n + 1)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(pairwise(edges))

@@ -68,8 +68,14 @@ def measure(
         )
         limits = [_limit(process) for process in processes if process.contestant in LIMITS]
         rows = [_row(case, process, steps, limits) for process in processes if process.contestant not in LIMITS]
-        data = next(({key: process.ready[key] for key in ("data", "bytes")} for process in processes
-                     if process.contestant not in LIMITS), {"data": None, "bytes": None})
+        data = next(
+            (
+                {key: process.ready[key] for key in ("data", "bytes")}
+                for process in processes
+                if process.contestant not in LIMITS
+            ),
+            {"data": None, "bytes": None},
+        )
     _add_ratios(rows)
     return {
         "case": case.name,

@@ -1,4 +1,4 @@
-"""A case in PyTorch, written as its experts would: rows resident as uint8, fused optimizer, no loader, no needless work.
+"""A case in PyTorch, written as its experts would: rows resident as uint8, fused optimizer, nothing needless.
 
 PyTorch is imported on top: only a worker that has asked for it imports this module.
 """
@@ -130,9 +130,7 @@ class _Training:
                 self.model.parameters, lr=o.learning_rate, betas=(o.beta1, o.beta2), eps=o.epsilon, fused=True
             )
         else:
-            self.optimizer = torch.optim.SGD(
-                self.model.parameters, lr=o.learning_rate, momentum=o.momentum, fused=True
-            )
+            self.optimizer = torch.optim.SGD(self.model.parameters, lr=o.learning_rate, momentum=o.momentum, fused=True)
 
     def _loss(self, index: Any) -> Any:
         x = self.model.fetch(index)

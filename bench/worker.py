@@ -35,7 +35,7 @@ class _Worker:
         if hasattr(os, "sched_setaffinity"):
             allowed = sorted(os.sched_getaffinity(0))
             os.sched_setaffinity(0, allowed[-spec["threads"] :])
-        idle = _memory("VmRSS")
+        self.idle = _memory("VmRSS")
         start = perf_counter()
         for name in spec["imports"]:
             import_module(name)
@@ -47,7 +47,6 @@ class _Worker:
         case = spec["case"] and Case.from_dict(spec["case"])
         data = case and case.load()
         self.minibatches = Minibatches(data.n_rows, case.batch_size) if case else Minibatches(1, 1)
-        self.idle = idle
         first = self.minibatches.take(1)
         start = perf_counter()
         self.runner = import_module(spec["module"]).make(case, data, n_threads=spec["threads"], **spec["options"])
@@ -55,8 +54,7 @@ class _Worker:
         self.ready = {
             "import_seconds": imported,
             "first_step_seconds": imported + perf_counter() - start,
-            "data": data and data.name,
-            "bytes": case and case.n_bytes(data),
+            **({"data": data.name, "rows": data.n_rows, "bytes": case.n_bytes(data)} if case else {}),
             **getattr(self.runner, "info", {}),
         }
 
@@ -70,7 +68,9 @@ class _Worker:
         return {"seconds": perf_counter() - start, "phases": phases()}
 
     def reset(self) -> dict[str, Any]:
+        """Start anew: parameters, optimizer and order of the minibatches."""
         self.runner.reset()
+        self.minibatches = Minibatches(self.minibatches.n_rows, self.minibatches.batch_size)
         return {}
 
     def params(self, path: str) -> dict[str, Any]:
