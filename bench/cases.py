@@ -74,7 +74,7 @@ class Case:
         output of every layer written and read again by backprop. Otherwise: parameters and rows read, results written.
         """
         layout, rows = self.network.layout, self.batch_size
-        stored = data.rows
+        stored: Any = data.rows
         if data.is_sparse:
             per_row = stored.nnz / stored.shape[0] * (stored.data.itemsize + stored.indices.itemsize)
         else:
@@ -115,18 +115,18 @@ _WIDE = Network(20000, 200, (600,), (600,))
 CASES = {
     case.name: case
     for case in (
-        Case("mnist", "the paper's MNIST step: 784-500-20-500-784, tanh, Bernoulli, Adagrad", _PAPER, 100, 100),
-        Case("mnist-1000", "the paper's MNIST network on minibatches of 1000", _PAPER, 1000, 15),
+        Case("mnist", "The paper's MNIST step: 784-500-20-500-784, tanh, Bernoulli, Adagrad", _PAPER, 100, 100),
+        Case("mnist-1000", "The paper's MNIST network on minibatches of 1000", _PAPER, 1000, 15),
         Case(
             "freyface",
-            "the paper's Frey Face step: 560-200-10-200-2x560, tanh, Gaussian with sigmoid mean, Adagrad",
+            "The paper's Frey Face step: 560-200-10-200-2x560, tanh, Gaussian with sigmoid mean, Adagrad",
             _FREYFACE,
             100,
             150,
             source="freyface",
             n_rows=1572,
         ),
-        Case("deep", "three relu layers of 512 on both sides, 20 latent dimensions, Adagrad", _DEEP, 256, 30),
+        Case("deep", "Three relu layers of 512 on both sides, 20 latent dimensions, Adagrad", _DEEP, 256, 30),
         Case(
             "wide-sparse",
             "20000 columns, 1 % nonzero (uint8 CSR), 600 hidden, 200 latent dimensions, Adagrad",
@@ -148,7 +148,7 @@ CASES = {
         ),
         Case(
             "elbo",
-            "bound of all MNIST test rows with one draw, the paper's network; a step is one pass",
+            "Bound of all MNIST test rows with one draw, the paper's network; a step is one pass",
             _PAPER,
             10000,
             2,

@@ -66,7 +66,11 @@ class Minibatches:
 
     def __init__(self, n_rows: int, batch_size: int) -> None:
         self.n_rows, self.batch_size = n_rows, batch_size
-        self.epoch, self.rest = 0, np.empty((0, batch_size), np.int64)
+        self.restart()
+
+    def restart(self) -> None:
+        """Go back to the first minibatch of the first epoch."""
+        self.epoch, self.rest = 0, np.empty((0, self.batch_size), np.int64)
 
     def take(self, n_steps: int) -> Array:
         """Return the row numbers of the next steps, shape (n_steps, batch_size)."""

@@ -52,8 +52,8 @@ def page(documents: Sequence[dict[str, Any]]) -> str:
         "<h1>fastvae benchmarks</h1>",
         *(f"<p class=quiet>{escape(machine)}</p>" for machine in machines),
         "<p>Engines and peers of one plot or table ran in the same minutes, each in a process of its own, and took "
-        "turns; what counts are their ratios. A ratio is to the fastest of the same precision and number of threads, ours or "
-        "the peers'. The GEMM limit is the rate of the best large matrix product measured in the same rounds.</p>",
+        "turns; what counts are their ratios. A ratio is to the fastest of the same precision and number of threads, "
+        "ours or the peers'. The GEMM limit is the rate of the best large matrix product in the same rounds.</p>",
         *map(_section, sections(documents)),
     ]
     head = (

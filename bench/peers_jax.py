@@ -27,7 +27,8 @@ _PASS_ROWS = 1000
 
 def make(case: Case, data: Dataset, *, n_threads: int, bf16: bool = False) -> _Training | _Inference:
     """Return the runner of a case, float32 or with bfloat16 operands of every matrix product."""
-    rows = jnp.asarray(data.rows.toarray() if data.is_sparse else data.rows)
+    stored: Any = data.rows
+    rows = jnp.asarray(stored.toarray() if data.is_sparse else stored)
     matmul = _bf16_matmul if bf16 else jnp.matmul
     if case.kind == "train":
         return _Training(case, rows, data.scale, matmul)
@@ -38,7 +39,7 @@ def _narrow(x: Any, y: Any) -> Any:
     return jnp.matmul(x.astype(jnp.bfloat16), y.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
 
 
-@jax.custom_vjp
+@jax.custom_vjp  # type: ignore[untyped-decorator]
 def _bf16_matmul(x: Any, y: Any) -> Any:
     """Multiply bfloat16 operands into float32 sums, and so in backprop, where JAX alone would mix the two types."""
     return _narrow(x, y)

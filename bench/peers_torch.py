@@ -49,8 +49,8 @@ class _Model:
     def __init__(self, case: Case, data: Dataset, *, bf16: bool) -> None:
         self.network, self.bf16, self.scale = case.network, bf16, data.scale
         # float() is quicker on bytes than fetching floats: a minibatch of MNIST in 20 us against 24.
-        rows: Any = data.rows.toarray() if data.is_sparse else data.rows
-        self.rows = torch.from_numpy(rows)
+        stored: Any = data.rows
+        self.rows = torch.from_numpy(stored.toarray() if data.is_sparse else stored)
         self.encoder, self.decoder = self._chain(case.network.encoder_dims), self._chain(case.network.decoder_dims)
         self.load()
 

@@ -35,7 +35,7 @@ def plots(section: Section) -> list[str]:
     return [_sweep(section.result) if section.kind == "sweep" else _elbo(section.result)]
 
 
-def _figure(height: float) -> tuple[Any, Any]:
+def _figure(height: float, title: str) -> tuple[Any, Any]:
     import matplotlib.pyplot as plt
 
     ink = {key: _INK for key in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")}
@@ -47,12 +47,12 @@ def _figure(height: float) -> tuple[Any, Any]:
         "svg.hashsalt": "fastvae",
         "axes.spines.top": False,
         "axes.spines.right": False,
-        "axes.titlesize": 9,
-        "axes.titlelocation": "left",
         "legend.frameon": False,
     }
     plt.rcParams.update(style)
-    return plt.subplots(figsize=(_WIDTH, height), layout="constrained")
+    figure, axes = plt.subplots(figsize=(_WIDTH, height), layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=9)
+    return figure, axes
 
 
 def _svg(figure: Any) -> str:
@@ -76,8 +76,10 @@ def _bars(case: dict[str, Any], quantity: str) -> str:
     found = {(row["engine"], row["precision"], row["threads"]): row for row in case["results"]}
     rows = sorted(case["results"], key=lambda row: (-row["threads"], row["ms_per_step"]["p50"]))
     engines = list(dict.fromkeys((row["engine"], row["precision"]) for row in rows))
-    figure, axes = _figure(0.7 + 0.17 * len(engines) * (len(counts) + 0.5))
+    what = "ms per step, median and p20 to p80" if is_time else "dense GFLOP/s, % of the measured GEMM limit"
+    figure, axes = _figure(0.8 + 0.17 * len(engines) * (len(counts) + 0.5), f"{case['case']}: {what}")
     thick = 0.8 / len(counts)
+    longest = max((row[quantity]["p50"] if is_time else 100 * (row[quantity] or 0)) for row in rows)
     for i, threads in enumerate(counts):
         for y, engine in enumerate(engines):
             row = found.get((*engine, threads))
@@ -86,19 +88,18 @@ def _bars(case: dict[str, Any], quantity: str) -> str:
             value = row[quantity]["p50"] if is_time else 100 * row[quantity]
             place = y + (i - (len(counts) - 1) / 2) * thick
             axes.barh(place, value, thick * 0.9, color=_colour(row), alpha=0.9 if i == 0 else 0.45)
+            end = value
+            if is_time:  # a longer spread is cut off, or it would dwarf the bars
+                end = min(row[quantity]["p80"], 1.1 * longest)
+                axes.plot([row[quantity]["p20"], end], [place, place], color=_INK, linewidth=0.8)
             text = f"{value:,.3g}" if is_time else f"{value:.0f} %"
-            axes.annotate(text, (value, place), (3, 0), textcoords="offset points", va="center", fontsize=7)
-            if is_time:
-                low, high = row[quantity]["p20"], row[quantity]["p80"]
-                axes.plot([low, high], [place, place], color=_INK, linewidth=0.8)
+            axes.annotate(text, (end, place), (3, 0), textcoords="offset points", va="center", fontsize=7)
     axes.set_yticks(range(len(engines)), [" ".join(engine) for engine in engines])
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
-    axes.margins(x=0.12)
-    what = "ms per step" if is_time else "dense GFLOP/s in % of the measured GEMM limit"
+    axes.set_xlim(0, 1.25 * longest or 1)
     if not is_time:
         axes.axvline(100, color=_INK, linewidth=0.8, linestyle=":")
-    axes.set_title(f"{case['case']}: {what}")
     axes.set_xlabel("threads: " + ", ".join(f"{n}{' (pale)' if i else ''}" for i, n in enumerate(counts)))
     return _svg(figure)
 
@@ -120,7 +121,7 @@ def _lines(axes: Any, curves: dict[tuple[str, str], tuple[dict[str, Any], list[f
 
 
 def _sweep(sweep: dict[str, Any]) -> str:
-    figure, axes = _figure(3.2)
+    figure, axes = _figure(3.2, f"{sweep['case']}: ms per step against {sweep['axis']}")
     curves: dict[tuple[str, str], tuple[dict[str, Any], list[float], list[float]]] = {}
     for point in sweep["points"]:
         _, x, y = curves.setdefault((point["engine"], point["precision"]), (point, [], []))
@@ -134,12 +135,11 @@ def _sweep(sweep: dict[str, Any]) -> str:
     axes.minorticks_off()
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel(sweep["text"])
-    axes.set_title(f"{sweep['case']}: ms per step against {sweep['axis']}")
     return _svg(figure)
 
 
 def _elbo(race: dict[str, Any]) -> str:
-    figure, axes = _figure(3.2)
+    figure, axes = _figure(3.2, "bound of test rows, nats per datapoint")
     curves = {}
     for row in race["results"]:
         points = row["curve"][1:]  # the start is hundreds of nats below
@@ -148,5 +148,4 @@ def _elbo(race: dict[str, Any]) -> str:
     _lines(axes, curves)
     axes.axhline(race["target"], color=_INK, linewidth=0.8, linestyle=":")
     axes.set_xlabel("seconds of training")
-    axes.set_title("bound of test rows, nats per datapoint")
     return _svg(figure)

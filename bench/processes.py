@@ -20,13 +20,13 @@ from fastvae.bench.cases import Case
 from fastvae.bench.contestants import Contestant
 from fastvae.kernels import Array
 
-__all__ = ["Process", "Skipped", "rounds_of_turns", "started"]
+__all__ = ["Process", "SkippedError", "rounds_of_turns", "skip", "started"]
 
 # A library's threads may spin on for some milliseconds after their last work; the next worker starts after that.
 _PAUSE = 0.05
 
 
-class Skipped(Exception):
+class SkippedError(Exception):
     """A contestant cannot take part; the text says why."""
 
 
@@ -38,7 +38,7 @@ class Process:
 
     Raises
     ------
-    Skipped
+    SkippedError
         The contestant cannot run here.
     """
 
@@ -46,7 +46,7 @@ class Process:
         self.contestant, self.threads = contestant, threads
         self.readings: list[dict[str, Any]] = []
         if contestant.missing:
-            raise Skipped(contestant.missing)
+            raise SkippedError(contestant.missing)
         self._closing = ExitStack()
         self._folder = Path(self._closing.enter_context(tempfile.TemporaryDirectory(prefix="fastvae-bench-")))
         self._errors = self._closing.enter_context((self._folder / "stderr").open("w+"))
@@ -88,12 +88,12 @@ class Process:
         if not line:
             self._errors.seek(0)
             last = (self._errors.read().strip().splitlines() or ["without a word"])[-1]
-            raise Skipped(f"its process ended with code {self._process.wait()}: {last}")
+            raise SkippedError(f"its process ended with code {self._process.wait()}: {last}")
         answer: dict[str, Any] = json.loads(line)
         if answer.get("type") == "ModuleNotFoundError":
-            raise Skipped(f"{answer['error']}: pip install 'fastvae[bench]'")
+            raise SkippedError(f"{answer['error']}: pip install 'fastvae[bench]'")
         if "error" in answer:
-            raise Skipped(answer["error"])
+            raise SkippedError(answer["error"])
         return answer
 
     def run(self, steps: int) -> dict[str, Any]:
@@ -137,8 +137,8 @@ def started(
                 say(f"starting {contestant.key}, threads: {n}")
                 try:
                     process = Process(contestant, case, n)
-                except Skipped as reason:
-                    skipped.append(_skip(contestant, n, reason))
+                except SkippedError as reason:
+                    skipped.append(skip(contestant, n, reason))
                     continue
                 stack.callback(process.close)
                 processes.append(process)
@@ -159,14 +159,15 @@ def rounds_of_turns(
         for process in tuple(processes):
             try:
                 reading = process.run(steps(process))
-            except Skipped as reason:
+            except SkippedError as reason:
                 processes.remove(process)
-                skipped.append(_skip(process.contestant, process.threads, reason))
+                skipped.append(skip(process.contestant, process.threads, reason))
                 continue
             if round_:
                 process.readings.append(reading)
 
 
-def _skip(contestant: Contestant, threads: int, reason: Skipped) -> dict[str, Any]:
+def skip(contestant: Contestant, threads: int, reason: SkippedError) -> dict[str, Any]:
+    """Say who was skipped and why."""
     identity = {"engine": contestant.name, "precision": contestant.precision, "threads": threads}
     return {**identity, "reason": str(reason)}

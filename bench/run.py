@@ -103,11 +103,9 @@ def read(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_bytes())
     except ValueError as error:
-        raise DataError(
-            f"{path} is not JSON ({one_line(error)}): give a file that fastvae bench --json wrote"
-        ) from None
+        raise DataError(f"{path} is not JSON ({one_line(error)}): give a file that --json has written") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise DataError(f"{path} is not a result of this fastvae bench: give a file that its --json wrote")
+        raise DataError(f"{path} is not a result of this fastvae bench: give a file that its --json has written")
     return document
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ class Table:
     """Cells as text; all columns but the first are figures unless `is_text`."""
 
     header: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
     is_text: bool = False
 
 
@@ -180,8 +180,8 @@ def _elbo(race: dict[str, Any]) -> Section:
         for row in sorted(race["results"], key=lambda row: row["seconds"] or float("inf"))
     ]
     text = (
-        f"{race['text']}; seconds of training steps alone until the test bound is {race['target']:g} nats, between two "
-        f"evaluations {race['steps_between_evaluations']} steps apart by interpolation. Training data: {race['data']}; "
+        f"{race['text']}. Seconds of training steps alone until the test bound is {race['target']:g} nats, interpolated "
+        f"between evaluations {race['steps_between_evaluations']} steps apart. Training data: {race['data']}; "
         f"test data: {race['test_data']}; threads: {race['threads']}."
     )
     tables = [Table(("engine", "seconds", "steps", "time / ours", "highest bound"), rows), *_skipped(race["skipped"])]

@@ -11,7 +11,7 @@ from fastvae import backends
 from fastvae.bench.cases import CASES, Case
 from fastvae.bench.contestants import Contestant
 from fastvae.bench.measure import identity
-from fastvae.bench.processes import Process, rounds_of_turns, started
+from fastvae.bench.processes import Process, SkippedError, rounds_of_turns, skip, started
 from fastvae.data import Dataset
 from fastvae.evaluation import evaluate_bound
 from fastvae.evaluation.inference import batch_rows
@@ -22,7 +22,7 @@ __all__ = ["CASE", "time_to_elbo"]
 CASE = replace(
     CASES["mnist"],
     name="mnist, Adam",
-    text="the paper's MNIST network, minibatches of 100, Adam 1e-3",
+    text="The paper's MNIST network, minibatches of 100, Adam 1e-3",
     optimizer=Optimizer("adam", learning_rate=1e-3),
     steps=300,
 )
@@ -76,7 +76,12 @@ def time_to_elbo(
         while running:
             for process in tuple(running):
                 last = curves[process][-1]
-                seconds = last["seconds"] + process.run(case.steps)["seconds"]
+                try:
+                    seconds = last["seconds"] + process.run(case.steps)["seconds"]
+                except SkippedError as reason:
+                    running.remove(process)
+                    skipped.append(skip(process.contestant, threads, reason))
+                    continue
                 point = {"steps": last["steps"] + case.steps, "seconds": seconds, "elbo": judge(process)}
                 curves[process].append(point)
                 say(f"time to ELBO: {process.contestant.key}: {point['elbo']:.2f} after {seconds:.1f} s")

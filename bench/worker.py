@@ -44,9 +44,9 @@ class _Worker:
         from fastvae.bench.cases import Case
         from fastvae.bench.data import Minibatches
 
-        case = spec["case"] and Case.from_dict(spec["case"])
-        data = case and case.load()
-        self.minibatches = Minibatches(data.n_rows, case.batch_size) if case else Minibatches(1, 1)
+        case = Case.from_dict(spec["case"]) if spec["case"] else None
+        data = case.load() if case else None
+        self.minibatches = Minibatches(data.n_rows, case.batch_size) if case and data else Minibatches(1, 1)
         first = self.minibatches.take(1)
         start = perf_counter()
         self.runner = import_module(spec["module"]).make(case, data, n_threads=spec["threads"], **spec["options"])
@@ -54,7 +54,7 @@ class _Worker:
         self.ready = {
             "import_seconds": imported,
             "first_step_seconds": imported + perf_counter() - start,
-            **({"data": data.name, "rows": data.n_rows, "bytes": case.n_bytes(data)} if case else {}),
+            **({"data": data.name, "rows": data.n_rows, "bytes": case.n_bytes(data)} if case and data else {}),
             **getattr(self.runner, "info", {}),
         }
 
@@ -70,7 +70,7 @@ class _Worker:
     def reset(self) -> dict[str, Any]:
         """Start anew: parameters, optimizer and order of the minibatches."""
         self.runner.reset()
-        self.minibatches = Minibatches(self.minibatches.n_rows, self.minibatches.batch_size)
+        self.minibatches.restart()
         return {}
 
     def params(self, path: str) -> dict[str, Any]:

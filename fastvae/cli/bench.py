@@ -36,7 +36,14 @@ html_option = click.option("--html", "html_file", type=PATH, help="Write the pag
 @click.option("--sweep", "axes", multiple=True, help="Scale the mnist case: threads, M, H, D, may be repeated; or all.")
 @click.option("--time-to-elbo", "target", type=float, help="Train until the test bound on MNIST is this, such as -115.")
 @click.option("--max-epochs", type=click.IntRange(1), default=20, show_default=True, help="Of --time-to-elbo.")
-@click.option("--json", "json_file", is_flag=False, flag_value=_STDOUT, help="Write JSON to a file, else to stdout.")
+@click.option(
+    "--json",
+    "json_file",
+    is_flag=False,
+    flag_value=_STDOUT,
+    metavar="[FILE]",
+    help="Write the result as one JSON object to a file; without a file, to stdout in place of the tables.",
+)
 @html_option
 @click.pass_context
 def bench(
