@@ -1,7 +1,8 @@
 """A case in JAX, written as its experts would: rows resident, all steps of a call in one compiled ``lax.scan``.
 
 JAX is imported on top: only a worker that has asked for it imports this module. XLA takes as many threads as the
-process may use processors.
+process may use processors. Sparse rows are held dense as bytes: for wide-sparse a first layer that gathers rows of W by
+the nonzeros took as long (120 to 142 ms against 129).
 """
 
 from __future__ import annotations

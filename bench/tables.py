@@ -168,21 +168,25 @@ def _sweep(sweep: dict[str, Any]) -> Section:
 
 
 def _elbo(race: dict[str, Any]) -> Section:
-    ours = min((row["seconds"] for row in race["results"] if row["is_ours"] and row["seconds"]), default=None)
+    key = "seconds_at_median_pace"
+    ours = min((row[key] for row in race["results"] if row["is_ours"] and row[key]), default=None)
     rows = [
         (
             _who(row),
-            _number(row["seconds"], "{:,.2f}"),
+            _number(row["seconds"]),
+            _number(row[key]),
             _number(row["steps"], "{:,.0f}"),
-            _number(row["seconds"] / ours if row["seconds"] and ours else None),
+            _number(row[key] / ours if row[key] and ours else None),
             _number(max(point["elbo"] for point in row["curve"])),
         )
-        for row in sorted(race["results"], key=lambda row: row["seconds"] or float("inf"))
+        for row in sorted(race["results"], key=lambda row: row[key] or float("inf"))
     ]
     text = (
-        f"{race['text']}. Seconds of training steps alone until the test bound is {race['target']:g} nats, interpolated "
-        f"between evaluations {race['steps_between_evaluations']} steps apart. Training data: {race['data']}; "
-        f"test data: {race['test_data']}; threads: {race['threads']}."
+        f"{race['text']}. Seconds of training steps alone until the test bound is {race['target']:g} nats, by "
+        f"interpolation between evaluations {race['steps_between_evaluations']} steps apart. Training data: "
+        f"{race['data']}; test data: {race['test_data']}; threads: {race['threads']}."
     )
-    tables = [Table(("engine", "seconds", "steps", "time / ours", "highest bound"), rows), *_skipped(race["skipped"])]
-    return Section(f"Time to a bound of {race['target']:g}", text, "elbo", race, tables)
+    header = ("engine", "seconds", "at median pace", "steps", "time / ours", "highest bound")
+    return Section(
+        f"Time to a bound of {race['target']:g}", text, "elbo", race, [Table(header, rows), *_skipped(race["skipped"])]
+    )

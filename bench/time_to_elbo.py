@@ -7,6 +7,8 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
 from fastvae import backends
 from fastvae.bench.cases import CASES, Case
 from fastvae.bench.contestants import Contestant
@@ -115,9 +117,14 @@ def _judge(case: Case, test: Dataset) -> Callable[[Process], float]:
 
 
 def _reached(curve: list[dict[str, float]], target: float) -> dict[str, float | None]:
-    """Interpolate between two evaluations the seconds and steps at which the curve crosses the target."""
+    """Interpolate between two evaluations the seconds and steps at which the curve crosses the target.
+
+    A turn that something else on the machine held up is in the seconds; not in those at the median pace of the turns.
+    """
+    paces = [(b["seconds"] - a["seconds"]) / (b["steps"] - a["steps"]) for a, b in pairwise(curve)]
     for before, after in pairwise(curve):
         if after["elbo"] >= target:
             share = min(max((target - before["elbo"]) / (after["elbo"] - before["elbo"]), 0.0), 1.0)
-            return {key: before[key] + share * (after[key] - before[key]) for key in ("seconds", "steps")}
-    return {"seconds": None, "steps": None}
+            seconds, steps = (before[key] + share * (after[key] - before[key]) for key in ("seconds", "steps"))
+            return {"seconds": seconds, "steps": steps, "seconds_at_median_pace": steps * float(np.median(paces))}
+    return {"seconds": None, "steps": None, "seconds_at_median_pace": None}
