@@ -77,6 +77,11 @@ class Process:
             self.close()
             raise
 
+    @property
+    def pid(self) -> int:
+        """Number of the process."""
+        return self._process.pid
+
     def _ask(self, **request: Any) -> dict[str, Any]:
         assert self._process.stdin
         assert self._process.stdout

@@ -84,7 +84,8 @@ def run(
             for name in case_names
         ],
         "sweeps": [
-            sweep(axis, few, max_threads=max(threads), rounds=rounds or _SWEEP_ROUNDS, say=say) for axis in axis_names
+            sweep(axis, few, max_threads=max(threads), rounds=rounds or _SWEEP_ROUNDS, steps=steps, say=say)
+            for axis in axis_names
         ],
         "times_to_elbo": []
         if target is None

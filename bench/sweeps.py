@@ -20,7 +20,7 @@ AXES: dict[str, tuple[str, tuple[int, ...]]] = {
     "D": ("data dimensions", (196, 392, 784, 1568, 3136)),
 }
 
-# A turn takes about as long at every point: steps are dealt by their FLOPs, this many to a turn.
+# FLOPs of a turn.
 _TURN_FLOPS = 2e10
 
 
@@ -32,6 +32,7 @@ def sweep(
     rounds: int,
     base: Case = CASES["mnist"],
     values: Sequence[int] | None = None,
+    steps: int | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Time the base case at each value of an axis, everybody in turn at each point.
@@ -47,6 +48,8 @@ def sweep(
     base : Case
     values : sequence of int, optional
         By default those of `AXES`.
+    steps : int, optional
+        Steps of a turn; by default as many at each point as make the turns equally long in FLOPs.
     say : callable
         Told what is going on.
 
@@ -64,7 +67,7 @@ def sweep(
             contestants,
             threads=[value if axis == "threads" else max_threads],
             rounds=rounds,
-            steps=max(1, round(_TURN_FLOPS / case.flops)) if base is CASES["mnist"] else base.steps,
+            steps=steps or max(1, round(_TURN_FLOPS / case.flops)),
             with_limits=False,
             say=lambda line: say(f"{axis} = {value}, {line}"),  # noqa: B023
         )
