@@ -51,9 +51,9 @@ def operations(plan: Plan, normal: Callable[..., None]) -> dict[str, Callable[[]
     params = initialise(network, seed=0)
     state = np.zeros((optimizer.n_slots, params.size), np.float32)
     z, dz = b.z[0], b.dz[0]
-    noise = {"scale": data.scale, "binarize": "none", "seed": 0, "step": 0}
-    encoder = {"params": params, "x": b.x, "hidden": b.encoder_hidden}
-    decoder = {"params": params, "z": z, "hidden": b.decoder_hidden}
+    noise: dict[str, Any] = {"scale": data.scale, "binarize": "none", "seed": 0, "step": 0}
+    encoder: dict[str, Any] = {"params": params, "x": b.x, "hidden": b.encoder_hidden}
+    decoder: dict[str, Any] = {"params": params, "z": z, "hidden": b.decoder_hidden}
     latent: dict[str, Array] = {"mu": b.mu, "logvar": b.logvar, "eps": b.eps}
     scale = 1 / CASE.batch_size
     return {

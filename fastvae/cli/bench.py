@@ -26,7 +26,7 @@ html_option = click.option("--html", "html_file", type=PATH, help="Write the pag
     "engines",
     multiple=True,
     help="Take part: those whose name starts so, such as 'fastvae', 'jax' or 'torch eager bf16'; may be repeated. By "
-    "default everybody; in sweeps and in the time to a bound the default backend and the peers' best.",
+    "default everybody; in sweeps and in the time to a bound the default backend, eager PyTorch and JAX.",
 )
 @click.option(
     "--threads", "threads", type=click.IntRange(1), multiple=True, help="May be repeated; by default 1 and all."
