@@ -80,15 +80,18 @@ def time_to_elbo(
                 last = curves[process][-1]
                 try:
                     seconds = last["seconds"] + process.run(case.steps)["seconds"]
+                    elbo = judge(process)
+                    if not np.isfinite(elbo):
+                        raise SkippedError(f"its bound is {elbo} after {last['steps'] + case.steps} steps")
                 except SkippedError as reason:
                     running.remove(process)
                     skipped.append(skip(process.contestant, threads, reason))
                     continue
-                point = {"steps": last["steps"] + case.steps, "seconds": seconds, "elbo": judge(process)}
+                point = {"steps": last["steps"] + case.steps, "seconds": seconds, "elbo": elbo}
                 curves[process].append(point)
-                say(f"time to ELBO: {process.contestant.key}: {point['elbo']:.2f} after {seconds:.1f} s")
+                say(f"time to ELBO: {process.contestant.key}: {elbo:.2f} after {seconds:.1f} s")
                 seen = point["steps"] * case.batch_size
-                if not point["elbo"] < target or seen >= max_epochs * process.ready["rows"]:
+                if elbo >= target or seen >= max_epochs * process.ready["rows"]:
                     running.remove(process)
         rows = [{**identity(process), **_reached(curve, target), "curve": curve} for process, curve in curves.items()]
         data = processes[0].ready["data"] if processes else None

@@ -11,6 +11,8 @@ import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,6 +90,18 @@ def test_minibatches_are_epochs_in_a_row() -> None:
         assert len(set(epoch)) == 20
     minibatches.restart()
     np.testing.assert_array_equal(minibatches.take(6), order)
+
+
+def test_phases_of_an_engine_that_has_them() -> None:
+    # per turn of two steps; the decoder's first product has 2 * 10 rows * 2 * 5 FLOPs
+    turns = [{"latent_forward": 0.1, "decoder_forward.0": s, "wait": 0.2} for s in (0.4, 2e-6, 1e-6)]
+    process: Any = SimpleNamespace(readings=[{"seconds": 1.0, "phases": turn} for turn in turns])
+    latent, product, wait = measure._phases(TINY, process, 2, 0.4) or []
+    assert (latent["phase"], latent["ms_per_step"], latent["gflop"]) == ("latent_forward", 50, None)
+    assert product["gflop"] == 200e-9
+    assert product["gflops"] == pytest.approx(0.2)
+    assert product["share_of_gemm_limit"] == pytest.approx(0.5)
+    assert wait["share_of_gemm_limit"] is None
 
 
 def test_ratios_are_within_precision_and_threads() -> None:
