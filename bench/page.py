@@ -48,9 +48,11 @@ def page(documents: Sequence[dict[str, Any]]) -> str:
         matplotlib is not installed.
     """
     machines = dict.fromkeys(_machine(document) for document in documents)
+    dates = sorted(document["date"] for document in documents)
     body = [
         "<h1>fastvae benchmarks</h1>",
         *(f"<p class=quiet>{escape(machine)}</p>" for machine in machines),
+        f"<p class=quiet>Measured {escape(' to '.join(dict.fromkeys((dates[0], dates[-1]))))}.</p>",
         "<p>Engines and peers of one plot or table ran in the same minutes, each in a process of its own, and took "
         "turns; what counts are their ratios. A ratio is to the fastest of the same precision and number of threads, "
         "ours or the peers'. The GEMM limit is the rate of the best large matrix product in the same rounds.</p>",
@@ -68,7 +70,7 @@ def _machine(document: dict[str, Any]) -> str:
     machine = document["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     parts = (machine["processor"], f"{machine['processors']} processors", machine["isa_level"], machine["system"])
-    return "; ".join((*filter(None, parts), versions, document["date"]))
+    return "; ".join((*filter(None, parts), versions))
 
 
 def _section(section: Section) -> str:

@@ -121,6 +121,8 @@ def _lines(axes: Any, curves: dict[tuple[str, str], tuple[dict[str, Any], list[f
 
 
 def _sweep(sweep: dict[str, Any]) -> str:
+    from matplotlib.ticker import LogLocator
+
     figure, axes = _figure(3.2, f"{sweep['case']}: ms per step against {sweep['axis']}")
     curves: dict[tuple[str, str], tuple[dict[str, Any], list[float], list[float]]] = {}
     for point in sweep["points"]:
@@ -132,6 +134,7 @@ def _sweep(sweep: dict[str, Any]) -> str:
     _lines(axes, curves)
     values = sorted({point["value"] for point in sweep["points"]})
     axes.set_xticks(values, list(map(str, values)))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.minorticks_off()
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel(sweep["text"])
