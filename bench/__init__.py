@@ -1,1 +1,1 @@
-"""Benchmarks: cases with their FLOPs, the peers, and the comparison (``python -m fastvae.bench``)."""
+"""Benchmarks: cases, our engines and their peers side by side, the machine's limits, and a page of the results."""

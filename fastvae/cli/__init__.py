@@ -1,4 +1,4 @@
-"""The command line: ``fastvae train | evaluate | sample | reconstruct | encode | data | info``."""
+"""The command line: ``fastvae train | evaluate | sample | reconstruct | encode | data | info | bench``."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import click
 
+from fastvae.cli.bench import bench
 from fastvae.cli.data import data
 from fastvae.cli.evaluate import evaluate
 from fastvae.cli.generate import encode, reconstruct, sample
@@ -75,7 +76,7 @@ def cli() -> None:
     """Train variational auto-encoders by Auto-Encoding Variational Bayes, on hand-fused kernels."""
 
 
-for _command in (train, evaluate, sample, reconstruct, encode, data, info):
+for _command in (train, evaluate, sample, reconstruct, encode, data, info, bench):
     cli.add_command(_command)
 
 

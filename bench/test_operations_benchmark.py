@@ -1,0 +1,112 @@
+"""Time every operation of the contract by itself, for every engine and precision, on the mnist case: ``pytest bench``.
+
+``train_steps`` is one call of as many steps as the case has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastvae import backends
+from fastvae.bench.cases import CASES
+from fastvae.bench.data import Minibatches
+from fastvae.data import Dataset
+from fastvae.errors import BackendError
+from fastvae.kernels import Array, Plan
+from fastvae.network import initialise
+from fastvae.rng import Stream
+from fastvae.training.aevb import Buffers
+
+CASE = CASES["mnist"]
+
+
+def engines() -> Iterator[Any]:
+    """Every backend in every precision but float64; an absent one is skipped with its reason."""
+    for name in backends.NAMES:
+        reason = backends.unavailable(name)
+        precisions = ("fp32",) if reason else backends.load(name).PRECISIONS
+        for precision in precisions:
+            if precision != "fp64":
+                marks = [pytest.mark.skip(reason=reason)] if reason else []
+                yield pytest.param(name, precision, marks=marks, id=f"{name}-{precision}")
+
+
+@cache
+def rows() -> Dataset:
+    """Read the rows once."""
+    return CASE.load()
+
+
+def operations(plan: Plan, normal: Callable[..., None]) -> dict[str, Callable[[], None]]:
+    """Return every operation with arguments that one training step would give it."""
+    network, optimizer = CASE.network, CASE.optimizer
+    data = rows()
+    order = Minibatches(data.n_rows, CASE.batch_size).take(CASE.steps)
+    b = Buffers.allocate(network, CASE.batch_size, 1)
+    params = initialise(network, seed=0)
+    state = np.zeros((optimizer.n_slots, params.size), np.float32)
+    z, dz = b.z[0], b.dz[0]
+    noise: dict[str, Any] = {"scale": data.scale, "binarize": "none", "seed": 0, "step": 0}
+    encoder: dict[str, Any] = {"params": params, "x": b.x, "hidden": b.encoder_hidden}
+    decoder: dict[str, Any] = {"params": params, "z": z, "hidden": b.decoder_hidden}
+    latent: dict[str, Array] = {"mu": b.mu, "logvar": b.logvar, "eps": b.eps}
+    scale = 1 / CASE.batch_size
+    return {
+        "gather": partial(plan.gather, data=data.rows, index=order[0], x=b.x, **noise),
+        "normal": partial(normal, seed=0, step=0, stream=Stream.LATENT, out=b.eps),
+        "encoder_forward": partial(plan.encoder_forward, mu=b.mu, logvar=b.logvar, **encoder),
+        "latent_forward": partial(plan.latent_forward, z=b.z, kl=b.kl, **latent),
+        "decoder_forward": partial(plan.decoder_forward, out=b.out, **decoder),
+        "likelihood": partial(plan.likelihood, x=b.x, out=b.out, scale=scale, log_px=b.log_px, dout=b.dout),
+        "likelihood_mean": partial(plan.likelihood_mean, out=b.out, mean=np.empty_like(b.x)),
+        "decoder_backward": partial(plan.decoder_backward, dout=b.dout, dz=dz, grad=b.grad, **decoder),
+        "latent_backward": partial(
+            plan.latent_backward, dz=b.dz, kl_scale=scale, dmu=b.dmu, dlogvar=b.dlogvar, **latent
+        ),
+        "encoder_backward": partial(plan.encoder_backward, dmu=b.dmu, dlogvar=b.dlogvar, grad=b.grad, **encoder),
+        "log_joint": partial(plan.log_joint, params=params, x=b.x, z=z, log_pxz=b.log_px, dz=dz),
+        "update": partial(plan.update, optimizer=optimizer, params=params, grad=b.grad, state=state, step=0, decay=0.0),
+        "train_steps": partial(
+            plan.train_steps,
+            params=params,
+            state=state,
+            optimizer=optimizer,
+            data=data.rows,
+            order=order,
+            kl_weight=1.0,
+            kl_warmup=0,
+            decay=0.0,
+            stats=np.empty((len(order), 2)),
+            done=np.zeros(1, np.int64),
+            **noise,
+        ),
+    }
+
+
+NAMES = (
+    *("gather", "normal", "encoder_forward", "latent_forward", "decoder_forward", "likelihood", "likelihood_mean"),
+    *("decoder_backward", "latent_backward", "encoder_backward", "log_joint", "update", "train_steps"),
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("backend", "precision"), list(engines()))
+def test_operation(benchmark: Any, backend: str, precision: str, name: str) -> None:
+    engine = backends.load(backend)
+    try:
+        plan = engine.plan(
+            CASE.network, rows=CASE.batch_size, draws=1, precision=precision, n_threads=backends.default_threads()
+        )
+    except BackendError as error:
+        pytest.skip(str(error))
+    every = operations(plan, engine.normal)
+    assert set(every) == set(NAMES)
+    for before in NAMES[: NAMES.index(name) + 1]:  # an operation reads what those before it have written
+        every[before]()
+    benchmark.group = name
+    benchmark(every[name])
