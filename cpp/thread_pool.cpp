@@ -106,6 +106,7 @@ struct ThreadPool::Crew {
       auto deadline = std::chrono::steady_clock::now() + awake;
       while (jobs.load(std::memory_order_acquire) == seen) {
         for (int i = 0; i < 64; ++i) relax();
+        std::this_thread::yield();  // the calling thread may be waiting for this core
         if (std::chrono::steady_clock::now() < deadline) continue;
         std::unique_lock<std::mutex> lock(mutex);
         wake.wait(lock, [&] { return jobs.load(std::memory_order_acquire) != seen; });
