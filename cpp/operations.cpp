@@ -44,13 +44,16 @@ void Plan::gather(Gather g, int rows) {
 void Plan::encoder_forward(const float* params, const float* x, int rows, const std::vector<float*>& hidden, float* mu,
                            float* logvar) {
   Turn turn(*this);
+  allocate_nonzeros(false);
+  const Operand operand = bf16 ? along(x_) : Operand{x, spec.data_dim};
   pool_.run([&](Team& team) {
     const Share mine = share(team, rows);
     const int latent_dim = spec.latent_dim;
     pack(team, encoder_, params, false);
     if (bf16) load(x, spec.data_dim, x_, rows, mine);
+    list_nonzeros(along_rows_, operand, units(spec.data_dim), mine.begin, mine.end);
     team.barrier();
-    forward(team, encoder_, bf16 ? along(x_) : Operand{x, spec.data_dim}, rows);
+    encode(team, operand, rows);
     store_hidden(encoder_, hidden, mine);
     const Matrix& heads = encoder_.y.back();
     copy_rows(heads.p, heads.ld, mu, latent_dim, mine.begin, mine.end, latent_dim);

@@ -103,8 +103,8 @@ struct Chain {  // encoder or decoder
 // Lists with their memory.
 struct NonzeroLists {
   std::vector<int64_t> start, end;
-  std::vector<int32_t> index;
-  std::vector<float> value;
+  std::unique_ptr<int32_t[]> index;
+  std::unique_ptr<float[]> value;
   Lists lists = {};
   void allocate(int n, int longest);
 };
@@ -200,8 +200,11 @@ class Plan {
   bool step(Team& team, const TrainArguments& t, int64_t i);
   template <typename F>
   void run_tasks(const Team& team, int tasks, F f);
-  void allocate_nonzeros();
+  void allocate_nonzeros(bool gradients);
+  void list_nonzeros(const NonzeroLists& to, Operand x, int columns, int begin, int end) const;
   double share_of_nonzeros(int minibatch) const;
+  const Lists* list_columns(const Team& team, int minibatch) const;
+  bool encode(Team& team, Operand x, int minibatch);
   bool interrupt_due(const Team& team);
   bool proceed(Team& team, int phase);
 
@@ -211,8 +214,8 @@ class Plan {
   Chain encoder_, decoder_;
   Matrix x_, z_, dz_;
   Floats eps_, kl_, log_px_;
-  // Of the minibatch: units along its rows and their columns, for products forward; units across the rows and their
-  // columns, for weight gradients. In float32 the two are the same.
+  // Of the minibatch: units along its rows and their columns, for products forward; units across the rows (in float32
+  // the same) and their columns, for weight gradients.
   NonzeroLists along_rows_, along_columns_, across_rows_, across_columns_;
   Floats column_sums_;
   size_t parameter_count_ = 0;

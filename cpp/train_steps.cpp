@@ -6,17 +6,6 @@
 #include "plan.hpp"
 
 namespace fastvae {
-namespace {
-
-// Share of nonzeros up to which the lists are used. On the paper's network under AVX-512 and AVX2 they broke even with
-// the dense products between 0.4 and 0.5; at MNIST's 0.19 they save 16 % of the step (docs/benchmarks.md).
-constexpr double sparse_density = 0.4;
-// Share up to which the first layer goes column by column: below, a row has few nonzeros in a block of sparse_affine.
-constexpr double column_density = 0.05;
-// Elements of x up to which lists are kept: 64 MB of them.
-constexpr size_t most_listed = size_t{1} << 22;
-
-}  // namespace
 
 Update OptimizerSpec::at(int64_t step, double decay) const {
   Update u = {};
@@ -37,35 +26,6 @@ Update OptimizerSpec::at(int64_t step, double decay) const {
   return u;
 }
 
-void NonzeroLists::allocate(int n, int longest) {
-  lists.room = longest + 16;  // list_rows writes whole vectors
-  start.resize(n);
-  end.resize(n);
-  index.resize(n * lists.room);
-  value.resize(n * lists.room);
-  lists = {lists.room, start.data(), end.data(), index.data(), value.data()};
-}
-
-// Room for the nonzeros of the largest minibatch, where that is not too much.
-void Plan::allocate_nonzeros() {
-  if (along_rows_.lists.room || static_cast<size_t>(rows) * spec.data_dim > most_listed) return;
-  along_rows_.allocate(rows, units(spec.data_dim));
-  across_columns_.allocate(spec.data_dim, units(rows));
-  if (bf16) {
-    across_rows_.allocate(units(rows), spec.data_dim);
-    along_columns_.allocate(units(spec.data_dim), rows);
-  }
-  column_sums_ = Floats(static_cast<size_t>(threads) * rows * 2 * kernels.panel);
-}
-
-// Of the minibatch's units; 1 when they are not listed.
-double Plan::share_of_nonzeros(int minibatch) const {
-  if (!along_rows_.lists.room) return 1;
-  int64_t total = 0;
-  for (int m = 0; m < minibatch; ++m) total += along_rows_.end[m] - along_rows_.start[m];
-  return static_cast<double>(total) / (static_cast<double>(minibatch) * units(spec.data_dim));
-}
-
 // One step of Algorithm 1. False, with nothing updated, when the bound is not finite or an interrupt is due.
 bool Plan::step(Team& team, const TrainArguments& t, int64_t i) {
   const int all = draws * t.rows, latent_dim = spec.latent_dim;
@@ -78,31 +38,15 @@ bool Plan::step(Team& team, const TrainArguments& t, int64_t i) {
   const Share mine = share(team, t.rows), of_all = share(team, all);
   kernels.gather(minibatch, mine.begin, mine.end);
   to_pairs(x_, spec.data_dim, t.rows, mine);
-  const Lists& lists = along_rows_.lists;
-  if (lists.room) {
-    kernels.list_rows(along(x_).p, along(x_).ld, units(spec.data_dim), lists, mine.begin, mine.end);
-    if (bf16)
-      kernels.list_rows(across(x_).p, across(x_).ld, spec.data_dim, across_rows_.lists, mine.begin / 2,
-                        units(mine.end));
-  }
+  list_nonzeros(along_rows_, along(x_), units(spec.data_dim), mine.begin, mine.end);
+  if (bf16) list_nonzeros(across_rows_, across(x_), spec.data_dim, mine.begin / 2, units(mine.end));
   int blocks = ceil_div(all * latent_dim, 4);
   kernels.normal(t.seed, minibatch.step, stream_latent, eps_.get(), 4L * team.begin(blocks),
                  std::min(4L * team.end(blocks), static_cast<long>(all) * latent_dim));
   if (!proceed(team, gather_phase_)) return false;
 
-  // the first layer from its nonzeros: few row by row, very few column by column
-  const double nonzeros = share_of_nonzeros(t.rows);
-  const bool few = nonzeros <= sparse_density, by_column = nonzeros <= column_density;
-  const Lists &x_columns = across_columns_.lists, &unit_columns = (bf16 ? along_columns_ : across_columns_).lists;
-  if (few) {
-    int d = spec.data_dim, n = units(d);
-    kernels.list_columns((bf16 ? across_rows_ : along_rows_).lists, units(t.rows), x_columns, team.begin(d),
-                         team.end(d));
-    if (by_column && bf16) kernels.list_columns(lists, t.rows, unit_columns, team.begin(n), team.end(n));
-    if (by_column) team.barrier();
-  }
-  if (!forward(team, encoder_, along(x_), t.rows, few ? &lists : nullptr, by_column ? &unit_columns : nullptr))
-    return false;
+  const Lists* columns = list_columns(team, t.rows);
+  if (!encode(team, along(x_), t.rows)) return false;
 
   Matrix &heads = encoder_.y.back(), &dheads = encoder_.dy.back();
   Latent latent = {};
@@ -161,7 +105,7 @@ bool Plan::step(Team& team, const TrainArguments& t, int64_t i) {
 
   Update update = t.optimizer.at(now, t.decay);
   weight_gradients(team, decoder_, across(z_), all, &update, nullptr);
-  weight_gradients(team, encoder_, across(x_), t.rows, &update, few ? &x_columns : nullptr);
+  weight_gradients(team, encoder_, across(x_), t.rows, &update, columns);
   team.barrier();
   if (team.id == 0) clock_.stop(wait_phase_);
   return true;
@@ -186,7 +130,7 @@ void Plan::train_steps(const TrainArguments& t, const std::function<bool()>& int
       plan.stop_phase_ = INT64_MAX;
     }
   } reset{*this};
-  allocate_nonzeros();
+  allocate_nonzeros(true);
   auto asked = std::chrono::steady_clock::now();
   interrupted_ = [&] {
     auto now = std::chrono::steady_clock::now();

@@ -44,7 +44,7 @@ def arguments(network: Network, optimizer: Optimizer, decay: float) -> dict[str,
 @pytest.mark.parametrize("decay", [0.0, 1e-3])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=["adagrad", "adagrad-hold", "adam", "sgd"])
 @pytest.mark.parametrize(("network", "rows", "draws"), SHAPES, ids=["paper", "odd", "one", "deep"])
-def test_the_loop_has_the_bits_of_the_dense_operations(
+def test_the_loop_has_the_bits_of_the_operations(
     monkeypatch: pytest.MonkeyPatch,
     network: Network,
     rows: int,
@@ -54,7 +54,7 @@ def test_the_loop_has_the_bits_of_the_dense_operations(
     density: float,
     precision: str,
 ) -> None:
-    """Operations are always dense, the loop takes lists of nonzeros below its threshold."""
+    """The operations' weight gradients are always dense, the loop takes lists of nonzeros where they are few."""
     engine = backends.load("cpp")
     if precision not in engine.PRECISIONS:
         pytest.skip(f"this processor has no precision {precision}")
@@ -102,3 +102,21 @@ def test_csr_and_dense_rows_train_to_the_same_bits() -> None:
         )
         results.append(run["params"])
     np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("density", [0.02, 0.3, 0.9])
+def test_the_encoder_has_the_bits_of_the_dense_product(density: float, precision: str) -> None:
+    """A plan for very many rows keeps no lists."""
+    engine = backends.load("cpp")
+    if precision not in engine.PRECISIONS:
+        pytest.skip(f"this processor has no precision {precision}")
+    network, rows = Network(785, 3, (67,), (2,)), 51
+    params, x = initialise(network, seed=1), make_rows(rows, 785, density) / np.float32(255)
+    outputs = []
+    for most_rows in (rows, 2**22 // 785 + 1):
+        plan = engine.plan(network, rows=most_rows, draws=1, precision=precision, n_threads=2)
+        hidden, mu, logvar = np.empty((rows, 67), np.float32), *np.empty((2, rows, 3), np.float32)
+        plan.encoder_forward(params=params, x=x, hidden=(hidden,), mu=mu, logvar=logvar)
+        outputs.append(hidden)
+    np.testing.assert_array_equal(*outputs)

@@ -130,9 +130,7 @@ def golden(run: Run, *, bf16: bool = False) -> Outcome:
     """The composition of operations on the float64 reference, or on the truth of bf16 mode."""
     outcome = fresh(run, np.float64)
     engine: Any = bfloat16 if bf16 else backends.load("reference")
-    plan = engine.plan(
-        network=run.network, rows=run.rows, draws=run.draws, precision="fp64", n_threads=1
-    )
+    plan = engine.plan(network=run.network, rows=run.rows, draws=run.draws, precision="fp64", n_threads=1)
     buffers, data = Buffers.allocate(run.network, run.rows, run.draws, np.float64), run.data()
     for i, index in enumerate(run.order):
         step = run.first_step + i

@@ -33,7 +33,12 @@ TOLERANCES: dict[str, tuple[float, float, float, str]] = {
     "grad": (2e-6, 1e-14, 2e-3, "chain of up to four products, then a sum over rows; measured 7e-7"),
     "log_pxz": (1e-6, 1e-14, 1e-6, "decoder, likelihood and prior together; measured 2.9e-7"),
     "params": (3e-7, 1e-14, 3e-7, "one update: a product, a root and a quotient; measured 1e-7"),
-    "state": (6e-7, 1e-14, 6e-7, "a constant, two products and a sum rounded: 2.5 ulp of 1.2e-7, of the sum of magnitudes"),
+    "state": (
+        6e-7,
+        1e-14,
+        6e-7,
+        "a constant, two products and a sum rounded: 2.5 ulp of 1.2e-7, of the sum of magnitudes",
+    ),
     "trajectory": (1e-4, 1e-10, 0.2, "norm-wise after ten steps: the project's promise; measured 4e-5"),
     "stats": (1e-5, 1e-11, 2e-2, "mean bound of a minibatch within those ten steps"),
     "autograd": (2e-6, 1e-14, 2e-2, "norm-wise, one whole step; measured 5e-7"),

@@ -14,8 +14,8 @@ __all__ = ["batch_rows", "decode", "encode", "encoded_batches"]
 
 
 def batch_rows(network: Network) -> int:
-    """Return how many rows at once keep the decoder's output near 1 MB; more are no faster."""
-    return min(max(2**18 // network.decoder_dims[-1], 16), 1024)
+    """Return how many rows at once keep the decoder's output below 4 MB; an engine packs the weights for each batch."""
+    return min(max(2**20 // network.decoder_dims[-1], 16), 1024)
 
 
 def encoded_batches(
