@@ -4,9 +4,9 @@ The error of a tensor is the largest difference between two entries as a share o
 whose terms cancel is judged by the size of its tensor, not by its own smallness. The limits of operations are two to
 three times the largest error measured over all cases, engines and instruction sets (float64: about 1e-15 everywhere).
 
-bf16 mode is compared with `bfloat16.Bfloat16Reference`, which rounds the same operands. Most tensors agree as in float32
-(median error 4e-8); a value beside a rounding boundary may fall to its other side, 2^-8 away, and ten steps amplify that.
-Only "autograd" compares with exact operands.
+bf16 mode is compared with `bfloat16.Bfloat16Reference`, which rounds the same operands. Most tensors agree as in
+float32 (median error 4e-8); a value beside a rounding boundary may fall to its other side, 2^-8 away, and ten steps
+amplify that. Only "autograd" compares with exact operands.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TOLERANCES: dict[str, tuple[float, float, float, str]] = {
         6e-7,
         1e-14,
         6e-7,
-        "a constant, two products and a sum rounded: 2.5 ulp of 1.2e-7, of the sum of magnitudes",
+        "two products and a sum rounded: 2.5 ulp of 1.2e-7, of the sum of magnitudes",
     ),
     "trajectory": (1e-4, 1e-10, 0.2, "norm-wise after ten steps: the project's promise; measured 4e-5"),
     "stats": (1e-5, 1e-11, 2e-2, "mean bound of a minibatch within those ten steps"),
