@@ -37,6 +37,7 @@ class _Training:
     def __init__(self, case: Case, data: Dataset, plan: Any) -> None:
         self.case, self.data, self.plan = case, data, plan
         self.done = np.zeros(1, np.int64)
+        self.seen: dict[str, float] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -69,7 +70,8 @@ class _Training:
         return self.flat
 
     def phases(self) -> dict[str, float] | None:
-        return self.plan.phases() if hasattr(self.plan, "phases") else None
+        before, self.seen = self.seen, getattr(self.plan, "phase_seconds", {})
+        return {name: seconds - before.get(name, 0.0) for name, seconds in self.seen.items()} or None
 
 
 class _Inference:
