@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["MAX_THREADS", "NAMES", "default_threads", "isa_level", "load", "resolve", "unavailable"]
 
 # name -> module, in the order in which "auto" tries them
-_MODULES = {"cpp": "fastvae._native", "reference": "fastvae.kernels.reference"}
+_MODULES = {"cpp": "fastvae._native", "numba": "fastvae.kernels.numba_cpu", "reference": "fastvae.kernels.reference"}
 NAMES = tuple(_MODULES)
 
 MAX_THREADS = 1024
