@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,9 +12,10 @@ from fastvae.kernels.numba_cpu.compile import FLOAT, bytes_at, compiled, f32, fl
 from fastvae.kernels.numba_cpu.rng import key_of, philox_block, uniform
 from fastvae.rng import Stream
 
-__all__ = ["Gather", "Rows", "gather_row", "rows_of"]
+__all__ = ["Gather", "gather_of", "gather_row", "hold"]
 
 _DTYPES = {np.dtype(np.uint8): 1, np.dtype(np.float32): 4, np.dtype(np.float64): 8}
+_CSR = ("data", "indices", "indptr")
 _NONE, _DYNAMIC, _FIXED, _SHARED = range(4)
 _STREAM, _FIXED_STREAM = int(Stream.BINARIZE), int(Stream.BINARIZE_FIXED)
 
@@ -38,18 +40,24 @@ class Gather(NamedTuple):
     seed: Any
 
 
-def rows_of(data: Any) -> tuple[Rows, tuple[Any, ...]]:
-    """Return a checked dataset in its compiled form, and the arrays that must live as long."""
+def hold(data: Any) -> Any:
+    """Return a dataset whose arrays nobody replaces: those of a CSR matrix are taken once, then checked and used."""
+    if getattr(data, "format", None) != "csr":
+        return data
+    return SimpleNamespace(**{name: getattr(data, name) for name in ("format", "shape", "ndim", *_CSR)})
+
+
+def rows_of(data: Any) -> Rows:
+    """Return a held and checked dataset in its compiled form."""
     if isinstance(data, np.ndarray):
-        return Rows(_DTYPES[data.dtype], 0, data.shape[1], data.ctypes.data, 0, 0), (data,)
-    values, indices, indptr = data.data, data.indices, data.indptr
-    addresses = (array.ctypes.data for array in (values, indices, indptr))
-    return Rows(_DTYPES[values.dtype], indices.itemsize, data.shape[1], *addresses), (values, indices, indptr)
+        return Rows(_DTYPES[data.dtype], 0, data.shape[1], data.ctypes.data, 0, 0)
+    addresses = (getattr(data, name).ctypes.data for name in _CSR)
+    return Rows(_DTYPES[data.data.dtype], data.indices.itemsize, data.shape[1], *addresses)
 
 
-def gather_of(data: Rows, scale: float, binarize: str, seed: int) -> Gather:
-    """Return a checked `gather`'s constants in their compiled form."""
-    return Gather(data, f32(scale), BINARIZE.index(binarize), np.uint64(seed))
+def gather_of(data: Any, scale: float, binarize: str, seed: int) -> Gather:
+    """Return a checked dataset and what is made of it in their compiled form."""
+    return Gather(rows_of(data), f32(scale), BINARIZE.index(binarize), np.uint64(seed))
 
 
 @compiled

@@ -15,7 +15,7 @@ from fastvae.kernels.checks import CheckedPlan
 from fastvae.kernels.numba_cpu import operations
 from fastvae.kernels.numba_cpu.compile import PANEL, TILE_ROWS, f32
 from fastvae.kernels.numba_cpu.dense import ACTIVATIONS
-from fastvae.kernels.numba_cpu.gather import gather_of, rows_of
+from fastvae.kernels.numba_cpu.gather import gather_of, hold
 from fastvae.kernels.numba_cpu.latent import Latent
 from fastvae.kernels.numba_cpu.likelihood import BERNOULLI, GAUSSIAN, Density
 from fastvae.kernels.numba_cpu.optimizer import rule_of
@@ -163,11 +163,10 @@ class NumbaPlan(CheckedPlan):
 
     def gather(self, *, data: Any, index: Array, scale: float, binarize: str, seed: int, step: int, x: Array) -> None:
         """Fetch a minibatch."""
-        rows, alive = rows_of(data)
+        data = hold(data)
         self._check_gather(data=data, index=index, scale=scale, binarize=binarize, seed=seed, step=step, x=x)
-        constants = gather_of(rows, scale, binarize, seed)
+        constants = gather_of(data, scale, binarize, seed)
         self._run(operations.gather, constants, _address(index), np.uint64(step), len(index), _address(x))
-        del alive
 
     def encoder_forward(self, *, params: Array, x: Array, hidden: tuple[Array, ...], mu: Array, logvar: Array) -> None:
         """Recognition model."""
@@ -348,6 +347,7 @@ class NumbaPlan(CheckedPlan):
         done: Array,
     ) -> None:
         """Consecutive AEVB steps."""
+        data = hold(data)
         self._check_train_steps(
             params=params,
             state=state,
@@ -364,12 +364,11 @@ class NumbaPlan(CheckedPlan):
             stats=stats,
             done=done,
         )
-        rows, alive = rows_of(data)
         training = Training(
             params=_address(params),
             state=_address(state),
             rule=rule_of(optimizer, decay),
-            gather=gather_of(rows, scale, binarize, seed),
+            gather=gather_of(data, scale, binarize, seed),
             order=_address(order),
             steps=order.shape[0],
             rows=order.shape[1],
@@ -381,4 +380,3 @@ class NumbaPlan(CheckedPlan):
         )
         done[0] = 0
         self._run(train_steps, self._work, training)
-        del alive
