@@ -67,6 +67,7 @@ VECTOR = 16 if "avx512f" in _FEATURES else 8 if "avx" in _FEATURES else 4  # flo
 PANEL = 2 * VECTOR  # columns of a packed panel
 TILE_ROWS = 14 if VECTOR == 16 else 6  # 14 x 2 accumulators of AVX-512's 32 registers
 
+
 def isa_level() -> str:
     """Return the instruction set that decides the order of sums and the rounding of products."""
     return {16: "avx512", 8: "avx2" if "fma" in _FEATURES else "avx", 4: "baseline"}[VECTOR]

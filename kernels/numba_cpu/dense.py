@@ -98,7 +98,9 @@ def store_vector(builder: Any, value: Any, address: Any, index: Any) -> None:
     builder.store(value, pointer, align=4)
 
 
-def generate_tile(builder: Any, tile: int, a: Any, a_row: Any, a_depth: Any, b: Any, b_ld: Any, depth: Any, c: Any) -> None:
+def generate_tile(
+    builder: Any, tile: int, a: Any, a_row: Any, a_depth: Any, b: Any, b_ld: Any, depth: Any, c: Any
+) -> None:
     """Emit c[i][:] = sum_k a[i * a_row + k * a_depth] * b[k * b_ld + :] for `tile` rows, accumulated in registers."""
     before, loop, after = builder.block, builder.append_basic_block("depth"), builder.append_basic_block("store")
     offsets = [builder.mul(a_row, integer(i)) for i in range(tile)]
@@ -152,7 +154,7 @@ def register_tile(rows: int, a: int, a_row: int, a_depth: int, b: int, b_ld: int
 
 @compiled
 def ceil_div(a: int, b: int) -> int:
-    """a / b, rounded up."""
+    """A / b, rounded up."""
     return (a + b - 1) // b
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastvae.kernels import BINARIZE
-from fastvae.kernels.numba_cpu.compile import FLOAT, bytes_at, compiled, f32, float64s, floats, int32s, int64s
+from fastvae.kernels.numba_cpu.compile import bytes_at, compiled, f32, float64s, floats, int32s, int64s
 from fastvae.kernels.numba_cpu.rng import key_of, philox_block, uniform
 from fastvae.rng import Stream
 

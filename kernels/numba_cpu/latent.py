@@ -37,7 +37,12 @@ class Latent(NamedTuple):
 def latent_forward_row(g: Latent, m: int, scratch: int) -> None:
     """Row m of z and kl; `scratch` holds 2 J floats."""
     n, head = g.latent_dim, FLOAT * m * g.head_ld
-    mu, logvar, terms, sd = floats(g.mu + head, n), floats(g.logvar + head, n), floats(scratch, n), floats(scratch + FLOAT * n, n)
+    mu, logvar, terms, sd = (
+        floats(g.mu + head, n),
+        floats(g.logvar + head, n),
+        floats(scratch, n),
+        floats(scratch + FLOAT * n, n),
+    )
     for j in range(n):
         terms[j] = mu[j] * mu[j] + exp_minus_1_minus(logvar[j], exp(logvar[j]))
         sd[j] = exp(f32(0.5) * logvar[j])

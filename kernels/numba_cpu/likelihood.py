@@ -57,7 +57,7 @@ def _gaussian_row(g: Density, x_at: int, out: int, scale: Any, dout_at: int, scr
 
 @compiled
 def likelihood_row(g: Density, x: int, out: int, scale: Any, dout: int, scratch: int) -> float:
-    """log p of one row, and its scaled gradient; `scratch` holds D floats."""
+    """Log p of one row, and its scaled gradient; `scratch` holds D floats."""
     if g.kind == BERNOULLI:
         return _bernoulli_row(g, x, out, scale, dout, scratch)
     return _gaussian_row(g, x, out, scale, dout, scratch)

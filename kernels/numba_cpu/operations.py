@@ -119,13 +119,15 @@ def latent_backward(team: Team, work: Work, g: Latent) -> None:
 def likelihood(
     team: Team, work: Work, x: int, x_rows: int, out: int, rows: int, scale: Any, log_px: int, dout: int
 ) -> None:
-    """log p(x|z) by row; without `dout` the gradient goes to scratch."""
+    """Log p(x|z) by row; without `dout` the gradient goes to scratch."""
     g = work.density
     scratch, log_pxs = scratch_of(team, work), floats(log_px, rows)
     width = (1 + g.kind) * g.data_dim
     for r in range(begin(team, rows), end(team, rows)):
         to = dout + FLOAT * r * width if dout else scratch + FLOAT * g.data_dim
-        log_pxs[r] = likelihood_row(g, x + FLOAT * (r % x_rows) * g.data_dim, out + FLOAT * r * width, scale, to, scratch)
+        log_pxs[r] = likelihood_row(
+            g, x + FLOAT * (r % x_rows) * g.data_dim, out + FLOAT * r * width, scale, to, scratch
+        )
 
 
 @entry
@@ -140,7 +142,7 @@ def likelihood_mean(team: Team, work: Work, out: int, rows: int, mean: int) -> N
 def log_joint(
     team: Team, work: Work, params: int, x: int, x_rows: int, z: Matrix, rows: int, log_pxz: int, dz: int
 ) -> None:
-    """log p(x, z) by row, and its gradient in z where dz is not 0."""
+    """Log p(x, z) by row, and its gradient in z where dz is not 0."""
     chain, g, scratch = work.decoder, work.density, scratch_of(team, work)
     pack(team, chain, params, dz != 0)
     barrier(team)

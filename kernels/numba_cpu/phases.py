@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fastvae.kernels.numba_cpu.compile import FLOAT, PANEL, compiled, floats, int64s
 from fastvae.kernels.numba_cpu.dense import (
@@ -119,7 +119,9 @@ def scratch_of(team: Team, work: Work) -> int:
 def layer_at(chain: Chain, i: int) -> Layer:
     """Layer i of a chain."""
     f = int64s(chain.table + 8 * _FIELDS * i, _FIELDS)
-    return Layer(f[0], f[1], f[2], f[3], f[4], f[5], f[6], f[7], f[8], f[9], f[10], f[11], f[12], f[13], f[14], f[15], f[16])
+    return Layer(
+        f[0], f[1], f[2], f[3], f[4], f[5], f[6], f[7], f[8], f[9], f[10], f[11], f[12], f[13], f[14], f[15], f[16]
+    )
 
 
 @compiled
@@ -215,7 +217,7 @@ def forward(team: Team, work: Work, chain: Chain, x: Matrix, rows: int, few: boo
 
 @compiled
 def input_gradient(team: Team, work: Work, f: Layer, rows: int, h: Matrix, activation: int, dx: Matrix) -> bool:
-    """dx = dy W^T, times f'(h) where h is given."""
+    """Dx = dy W^T, times f'(h) where h is given."""
     panels, b_rows = ceil_div(f.fan_in, PANEL), f.panels * PANEL
     g = Affine(f.dy, f.dy_ld, f.wt, b_rows, 0, h.at, h.ld, activation, dx.at, dx.ld, rows, f.fan_out, panels)
     return _affine(team, work, g, False)
@@ -223,7 +225,7 @@ def input_gradient(team: Team, work: Work, f: Layer, rows: int, h: Matrix, activ
 
 @compiled
 def backward(team: Team, work: Work, chain: Chain, rows: int) -> bool:
-    """dy of every layer from dy of the last."""
+    """Dy of every layer from dy of the last."""
     for i in range(chain.layers - 1, 0, -1):
         below = layer_at(chain, i - 1)
         h, dx = Matrix(below.y, below.y_ld), Matrix(below.dy, below.dy_ld)
@@ -236,7 +238,7 @@ def backward(team: Team, work: Work, chain: Chain, rows: int) -> bool:
 def weight_gradients(
     team: Team, work: Work, chain: Chain, x: Matrix, rows: int, store: bool, u: Update, few: bool
 ) -> None:
-    """dW and db of every layer: stored in gw and gb, or each tile applied where it stands."""
+    """DW and db of every layer: stored in gw and gb, or each tile applied where it stands."""
     scratch, at, ld = scratch_of(team, work), x.at, x.ld
     for i in range(chain.layers):
         f = layer_at(chain, i)
@@ -262,7 +264,11 @@ def add_gradients(team: Team, chain: Chain, grad: int) -> None:
         for p in range(begin(team, layer.panels), end(team, layer.panels)):
             columns = min(PANEL, layer.fan_out - p * PANEL)
             for k in range(layer.fan_in + 1):
-                at = layer.gw + FLOAT * (p * layer.fan_in + k) * PANEL if k < layer.fan_in else layer.gb + FLOAT * p * PANEL
+                at = (
+                    layer.gw + FLOAT * (p * layer.fan_in + k) * PANEL
+                    if k < layer.fan_in
+                    else layer.gb + FLOAT * p * PANEL
+                )
                 packed = floats(at, columns)
                 flat = floats(grad + FLOAT * (layer.offset + k * layer.fan_out + p * PANEL), columns)
                 for j in range(columns):

@@ -186,9 +186,7 @@ class NumbaPlan(CheckedPlan):
 
     def _forward(self, chain: Chain, params: Array, x: Array, arrays: tuple[Array, ...], *, heads: int) -> None:
         table, rows, matrix = np.array([_address(array) for array in arrays]), len(x), Matrix(_address(x), x.shape[1])
-        self._run(
-            operations.chain_forward, self._work, chain, _address(params), matrix, rows, _address(table), heads
-        )
+        self._run(operations.chain_forward, self._work, chain, _address(params), matrix, rows, _address(table), heads)
 
     def latent_forward(self, *, mu: Array, logvar: Array, eps: Array, z: Array, kl: Array) -> None:
         """Reparameterised sample and KL divergence."""
@@ -241,7 +239,7 @@ class NumbaPlan(CheckedPlan):
         )
 
     def likelihood(self, *, x: Array, out: Array, scale: float, log_px: Array, dout: Array | None) -> None:
-        """log p(x|z) and its gradient."""
+        """Log p(x|z) and its gradient."""
         batch = self._check_x(x)
         rows = self._check_out(out, multiple_of=batch)
         self._check((rows,), output=True, log_px=log_px)
@@ -307,7 +305,7 @@ class NumbaPlan(CheckedPlan):
         )
 
     def log_joint(self, *, params: Array, x: Array, z: Array, log_pxz: Array, dz: Array | None) -> None:
-        """log p(x, z) and its gradient in z."""
+        """Log p(x, z) and its gradient in z."""
         batch = self._check_x(x)
         rows = self._check_z(z, multiple_of=batch)
         self._check_params(params)

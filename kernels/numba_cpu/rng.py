@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from numba import uint32, uint64
+from numba import uint64
 
-from fastvae.kernels.numba_cpu.compile import FLOAT, compiled, f32, floats
+from fastvae.kernels.numba_cpu.compile import compiled, f32, floats
 
 __all__ = ["Key", "key_of", "normal_block", "philox_block", "word"]
 

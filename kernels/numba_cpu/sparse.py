@@ -147,7 +147,16 @@ def _sum_strip(panels: int) -> Callable[..., Any]:
 
     @compiled
     def run(
-        index: int, value: int, i: int, count: int, bound: int, b: int, row: int, next_panel: int, sums: int, next_sum: int
+        index: int,
+        value: int,
+        i: int,
+        count: int,
+        bound: int,
+        b: int,
+        row: int,
+        next_panel: int,
+        sums: int,
+        next_sum: int,
     ) -> int:
         return strip(index, value, i, count, bound, b, row, next_panel, sums, next_sum)
 
@@ -159,7 +168,17 @@ _sum_four, _sum_one = _sum_strip(STRIP), _sum_strip(1)
 
 @compiled
 def sum_panels(
-    panels: int, index: int, value: int, i: int, count: int, bound: int, b: int, row: int, next_panel: int, sums: int, next_sum: int
+    panels: int,
+    index: int,
+    value: int,
+    i: int,
+    count: int,
+    bound: int,
+    b: int,
+    row: int,
+    next_panel: int,
+    sums: int,
+    next_sum: int,
 ) -> int:
     """`_sum_strip` for 1 to `STRIP` panels."""
     if panels == STRIP:

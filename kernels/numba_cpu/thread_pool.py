@@ -204,4 +204,3 @@ def run_team(size: int, function: Any, *arguments: Any) -> None:
         raise
     if failures:
         raise failures[0]
-
