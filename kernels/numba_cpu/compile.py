@@ -56,7 +56,7 @@ def entry(function: Callable[..., Any]) -> Any:
 
 
 def _features() -> frozenset[str]:
-    """Instruction sets that Numba compiles for; NUMBA_CPU_NAME and NUMBA_CPU_FEATURES name others than the machine's."""
+    """Instruction sets that Numba compiles for: the machine's, or those of NUMBA_CPU_NAME and NUMBA_CPU_FEATURES."""
     if config.CPU_NAME is not None or config.CPU_FEATURES is not None:
         return frozenset(part[1:] for part in (config.CPU_FEATURES or "").split(",") if part.startswith("+"))
     return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)

@@ -1,5 +1,7 @@
-"""z = mu + exp(logvar / 2) eps (section 2.4), kl = -1/2 sum (1 + logvar - mu^2 - exp(logvar)) (appendix B), and the
-gradients of both to mu and logvar. Rows of M; eps is [L][M][J], z and dz have row l * M + m.
+"""The sample, the KL divergence, and the gradients of both to mu and logvar.
+
+z = mu + exp(logvar / 2) eps (section 2.4); kl = -1/2 sum (1 + logvar - mu^2 - exp(logvar)) (appendix B). Rows of M; eps
+is [L][M][J], z and dz have row l * M + m.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The contract's operations, compiled: canonical arrays in, the phases of phases.py on packed ones, canonical arrays out.
+"""The contract's operations: canonical arrays in, the phases of phases.py on packed ones, canonical arrays out.
 
 Every member of the team runs each of them on its share.
 """

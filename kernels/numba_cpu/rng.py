@@ -12,7 +12,7 @@ from numba import uint64
 
 from fastvae.kernels.numba_cpu.compile import compiled, f32, floats
 
-__all__ = ["Key", "key_of", "normal_block", "philox_block", "word"]
+__all__ = ["Key", "key_of", "normal_block", "philox_block", "uniform"]
 
 _LOW = uint64(0xFFFFFFFF)
 

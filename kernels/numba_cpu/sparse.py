@@ -48,7 +48,10 @@ SCRATCH = ROWS * STRIP * PANEL + ROWS  # floats
 
 
 class Nonzeros(NamedTuple):
-    """Lists of the nonzeros of x by row (m * ld) and by column (k * column_ld): index, value, and count of each. ld is 0 without."""
+    """Lists of the nonzeros of x by row (m * ld) and by column (k * column_ld): index, value and count.
+
+    ld is 0 where no lists are kept.
+    """
 
     ld: int
     index: int
