@@ -23,7 +23,7 @@ __all__ = ["FLOAT", "PANEL", "TILE_ROWS", "VECTOR", "compiled", "entry", "f32", 
 # Contraction to fused multiply-add alone: NaN and infinity must come through, and sums keep their order.
 _FLAGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 
-f32 = np.float32  # literals are float64 otherwise
+f32: Any = np.float32  # literals are float64 otherwise
 FLOAT = 4  # bytes
 
 

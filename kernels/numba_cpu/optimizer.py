@@ -45,8 +45,7 @@ class Update(NamedTuple):
 
 def rule_of(o: Optimizer, decay: float) -> Rule:
     """Return an optimizer in its compiled form."""
-    constants = (o.learning_rate, o.momentum, o.beta1, o.beta2, o.epsilon)
-    return Rule(RULES[o.name], *map(float, constants), int(o.hold_steps), float(decay))
+    return Rule(RULES[o.name], o.learning_rate, o.momentum, o.beta1, o.beta2, o.epsilon, o.hold_steps, float(decay))
 
 
 @compiled

@@ -131,9 +131,9 @@ class NumbaPlan(CheckedPlan):
         words = self._memory.words
         return Nonzeros(
             ld=data_dim,
-            index=words(rows * data_dim, np.int32),
-            value=words(rows * data_dim),
-            count=words(rows, np.int32),
+            row_index=words(rows * data_dim, np.int32),
+            row_value=words(rows * data_dim),
+            row_count=words(rows, np.int32),
             column_ld=rows,
             column_index=words(rows * data_dim, np.int32),
             column_value=words(rows * data_dim),

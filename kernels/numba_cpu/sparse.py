@@ -48,15 +48,15 @@ SCRATCH = ROWS * STRIP * PANEL + ROWS  # floats
 
 
 class Nonzeros(NamedTuple):
-    """Lists of the nonzeros of x by row (m * ld) and by column (k * column_ld): index, value and count.
+    """Lists of the nonzeros of x by row (at m * ld) and by column (at k * column_ld).
 
     ld is 0 where no lists are kept.
     """
 
     ld: int
-    index: int
-    value: int
-    count: int
+    row_index: int
+    row_value: int
+    row_count: int
     column_ld: int
     column_index: int
     column_value: int
@@ -66,23 +66,27 @@ class Nonzeros(NamedTuple):
 @compiled
 def list_row(s: Nonzeros, m: int, x_at: int, n: int) -> None:
     """Row m of x to a list of its nonzeros, in order; a list has room for one more than a row."""
-    x, index, value = floats(x_at, n), int32s(s.index + 4 * m * s.ld, s.ld), floats(s.value + FLOAT * m * s.ld, s.ld)
+    x, index, value = (
+        floats(x_at, n),
+        int32s(s.row_index + 4 * m * s.ld, s.ld),
+        floats(s.row_value + FLOAT * m * s.ld, s.ld),
+    )
     count = 0
     for d in range(n):
         index[count] = d
         value[count] = x[d]
         count += x[d] != f32(0.0)
-    int32s(s.count, m + 1)[m] = count
+    int32s(s.row_count, m + 1)[m] = count
 
 
 @compiled
 def list_columns(s: Nonzeros, rows: int, begin: int, end: int) -> None:
     """Columns [begin, end) of x to lists of their nonzeros, in the order of the rows."""
-    counts, row_counts = int32s(s.column_count, end), int32s(s.count, rows)
+    counts, row_counts = int32s(s.column_count, end), int32s(s.row_count, rows)
     to_index, to_value = int32s(s.column_index, end * s.column_ld), floats(s.column_value, end * s.column_ld)
     counts[begin:end] = 0
     for m in range(rows):
-        index, value = int32s(s.index + 4 * m * s.ld, s.ld), floats(s.value + FLOAT * m * s.ld, s.ld)
+        index, value = int32s(s.row_index + 4 * m * s.ld, s.ld), floats(s.row_value + FLOAT * m * s.ld, s.ld)
         for i in range(row_counts[m]):
             k = index[i]
             if begin <= k < end:
@@ -207,15 +211,15 @@ def sparse_affine_task(g: Affine, s: Nonzeros, task: int, scratch: int) -> None:
     panels = min(g.panels - p, STRIP)
     first, last = g.rows * block // blocks, g.rows * (block + 1) // blocks
     at = scratch + FLOAT * ROWS * STRIP * PANEL
-    following, counts = int32s(at, ROWS), int32s(s.count, last)
+    following, counts = int32s(at, ROWS), int32s(s.row_count, last)
     floats(scratch, ROWS * STRIP * PANEL)[:] = f32(0.0)
     following[:] = 0
     for k in range(0, g.depth, DEPTH):
         for m in range(first, last):
             following[m - first] = sum_panels(
                 panels,
-                s.index + 4 * m * s.ld,
-                s.value + FLOAT * m * s.ld,
+                s.row_index + 4 * m * s.ld,
+                s.row_value + FLOAT * m * s.ld,
                 following[m - first],
                 counts[m],
                 k + DEPTH,

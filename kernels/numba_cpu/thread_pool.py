@@ -10,7 +10,6 @@ The calling thread only waits, so that Python's signal handlers run in it while 
 from __future__ import annotations
 
 import _thread
-import os
 import platform
 import threading
 from typing import Any, NamedTuple
@@ -91,7 +90,7 @@ def _flush_denormals(typing_context: Any) -> Any:
     return types.void(), generate
 
 
-_yield_processor = types.ExternalFunction("SwitchToThread" if os.name == "nt" else "sched_yield", types.int32())
+_yield_processor = types.ExternalFunction("sched_yield", types.int32())
 
 
 @compiled
@@ -162,9 +161,11 @@ def run_team(size: int, function: Any, *arguments: Any) -> None:
     address = -(-control.ctypes.data // 64) * 64
     words = control[(address - control.ctypes.data) // 8 :]
     words[_STOP_AT // 8] = _NEVER
+    _start_member.compile(())  # here, where Ctrl-C is answered, and not by every member
     function.compile(tuple(map(typeof, (Team(0, size, address), *arguments))))
 
-    gate, finished, count, failures = threading.Event(), threading.Event(), threading.Lock(), []
+    gate, finished, count = threading.Event(), threading.Event(), threading.Lock()
+    failures: list[BaseException] = []
     launched, left = False, size
 
     def work(member: int) -> None:

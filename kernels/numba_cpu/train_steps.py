@@ -60,7 +60,7 @@ def _few_nonzeros(work: Work, rows: int) -> bool:
     """Whether the minibatch's nonzeros are few enough to be worth their lists."""
     if work.nonzeros.ld == 0:
         return False
-    total, counts = 0, int32s(work.nonzeros.count, rows)
+    total, counts = 0, int32s(work.nonzeros.row_count, rows)
     for m in range(rows):
         total += counts[m]
     return total <= _SPARSE_DENSITY * rows * work.density.data_dim
