@@ -72,7 +72,20 @@ def test_wheel_installs_in_a_clean_environment(tmp_path: Path, backend: str) -> 
     venv.create(tmp_path / "clean", with_pip=True)
     python = tmp_path / "clean" / "bin" / "python"
     run(python, "-m", "pip", "install", "--quiet", wheel, cwd=tmp_path)
-    train = "train --epochs 2 --hidden 16 --latent-dim 2 --backend auto --json --out r".split()
+    train = [
+        "train",
+        "--epochs",
+        "2",
+        "--hidden",
+        "16",
+        "--latent-dim",
+        "2",
+        "--backend",
+        "auto",
+        "--json",
+        "--out",
+        "r",
+    ]
     done = subprocess.run(
         [tmp_path / "clean" / "bin" / "fastvae", *train], cwd=tmp_path, capture_output=True, text=True, check=True
     )
