@@ -76,15 +76,20 @@ def isa_level() -> str:
 vector_type = ir.VectorType(ir.FloatType(), VECTOR)
 
 
-def float_at(builder: Any, address: Any, kind: Any = None) -> Any:
-    """Pointer to `kind`, a float unless told, from an address."""
-    return builder.inttoptr(address, ir.PointerType(kind or ir.FloatType()))
+def pointer_at(builder: Any, address: Any) -> Any:
+    """Emit a pointer from an address.
+
+    Through an empty piece of assembly: Numba optimises a callee's code again after machine code was made of it, when
+    LLVM may have rewritten ``inttoptr`` as an offset from null, and loads through that are undefined to it.
+    """
+    move = ir.FunctionType(ir.PointerType(ir.IntType(8)), [ir.IntType(64)])
+    return builder.call(ir.InlineAsm(move, "", "=r,0"), [address])
 
 
 @intrinsic
 def _pointer(typing_context: Any, address: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
+        return pointer_at(builder, arguments[0])
 
     return types.voidptr(types.int64), generate
 

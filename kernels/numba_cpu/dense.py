@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from fastvae.kernels.numba_cpu.compile import FLOAT, PANEL, TILE_ROWS, VECTOR, compiled, f32, float_at, floats
+from fastvae.kernels.numba_cpu.compile import FLOAT, PANEL, TILE_ROWS, VECTOR, compiled, f32, floats, pointer_at
 from fastvae.kernels.numba_cpu.compile import vector_type as vector
 from fastvae.kernels.numba_cpu.optimizer import Update, update
 from fastvae.kernels.numba_cpu.vec import one_minus_exp, relu, sigmoid, softplus, tanh
@@ -81,27 +81,27 @@ def integer(value: int) -> Any:
     return ir.Constant(ir.IntType(64), value)
 
 
-def float_pointer(builder: Any, address: Any, index: Any) -> Any:
-    """Pointer to float `index` after an address."""
-    return builder.gep(float_at(builder, address), [index], source_etype=ir.FloatType())
+def place(builder: Any, pointer: Any, index: Any, kind: Any) -> Any:
+    """Pointer to a `kind` at float `index` after a pointer."""
+    floats = builder.bitcast(pointer, ir.PointerType(ir.FloatType()))
+    return builder.bitcast(builder.gep(floats, [index], source_etype=ir.FloatType()), ir.PointerType(kind))
 
 
-def load_vector(builder: Any, address: Any, index: Any) -> Any:
-    """Unaligned vector at float `index` after an address."""
-    pointer = builder.bitcast(float_pointer(builder, address, index), ir.PointerType(vector))
-    return builder.load(pointer, align=4, typ=vector)
+def load(builder: Any, pointer: Any, index: Any, kind: Any = vector) -> Any:
+    """Unaligned vector, or a `kind` of four bytes, at float `index` after a pointer."""
+    return builder.load(place(builder, pointer, index, kind), align=4, typ=kind)
 
 
-def store_vector(builder: Any, value: Any, address: Any, index: Any) -> None:
-    """Store what `load_vector` loads."""
-    pointer = builder.bitcast(float_pointer(builder, address, index), ir.PointerType(vector))
-    builder.store(value, pointer, align=4)
+def store(builder: Any, value: Any, pointer: Any, index: Any) -> None:
+    """Store a vector where `load` finds it."""
+    builder.store(value, place(builder, pointer, index, vector), align=4)
 
 
 def generate_tile(
     builder: Any, tile: int, a: Any, a_row: Any, a_depth: Any, b: Any, b_ld: Any, depth: Any, c: Any
 ) -> None:
     """Emit c[i][:] = sum_k a[i * a_row + k * a_depth] * b[k * b_ld + :] for `tile` rows, accumulated in registers."""
+    a, b, c = (pointer_at(builder, address) for address in (a, b, c))
     before, loop, after = builder.block, builder.append_basic_block("depth"), builder.append_basic_block("store")
     offsets = [builder.mul(a_row, integer(i)) for i in range(tile)]
     builder.branch(loop)
@@ -111,10 +111,9 @@ def generate_tile(
     zero = ir.Constant(vector, None)
     sums = [[builder.phi(vector) for _ in range(2)] for _ in range(tile)]
     from_b, from_a = builder.mul(k, b_ld), builder.mul(k, a_depth)
-    columns = [load_vector(builder, b, builder.add(from_b, integer(v * VECTOR))) for v in range(2)]
+    columns = [load(builder, b, builder.add(from_b, integer(v * VECTOR))) for v in range(2)]
     for i in range(tile):
-        value = builder.load(float_pointer(builder, a, builder.add(from_a, offsets[i])), typ=ir.FloatType())
-        value = splat(builder, value)
+        value = splat(builder, load(builder, a, builder.add(from_a, offsets[i]), ir.FloatType()))
         for v in range(2):
             sums[i][v].add_incoming(zero, before)
             sums[i][v].add_incoming(multiply_add(builder, value, columns[v], sums[i][v]), loop)
@@ -124,7 +123,7 @@ def generate_tile(
     builder.position_at_end(after)
     for i in range(tile):
         for v in range(2):
-            store_vector(builder, sums[i][v].incomings[1][0], c, integer(i * PANEL + v * VECTOR))
+            store(builder, sums[i][v].incomings[1][0], c, integer(i * PANEL + v * VECTOR))
 
 
 @intrinsic

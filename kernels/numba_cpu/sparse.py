@@ -13,19 +13,18 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from fastvae.kernels.numba_cpu.compile import FLOAT, PANEL, VECTOR, compiled, f32, floats, int32s
+from fastvae.kernels.numba_cpu.compile import FLOAT, PANEL, VECTOR, compiled, f32, floats, int32s, pointer_at
 from fastvae.kernels.numba_cpu.dense import (
     Affine,
     WeightGradient,
     bias_gradient,
     ceil_div,
     finish_tile,
-    float_pointer,
     integer,
-    load_vector,
+    load,
     multiply_add,
     splat,
-    store_vector,
+    store,
 )
 from fastvae.kernels.numba_cpu.optimizer import ADAGRAD, HOLD, Update, update
 
@@ -119,13 +118,14 @@ def _sum_strip(panels: int) -> Callable[..., Any]:
     ) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             index, value, first, count, bound, b, row, next_panel, sums, next_sum = arguments
+            index, value, b, sums = (pointer_at(builder, address) for address in (index, value, b, sums))
             before = builder.block
             head, check, loop, after = map(builder.append_basic_block, ("head", "check", "loop", "after"))
 
             def place(step: Any, p: int, v: int) -> Any:
                 return builder.add(builder.mul(step, integer(p)), integer(v * VECTOR))
 
-            initial = [load_vector(builder, sums, place(next_sum, p, v)) for p, v in places]
+            initial = [load(builder, sums, place(next_sum, p, v)) for p, v in places]
             builder.branch(head)
             builder.position_at_end(head)
             i = builder.phi(ir.IntType(64))
@@ -133,21 +133,21 @@ def _sum_strip(panels: int) -> Callable[..., Any]:
             totals = [builder.phi(start.type) for start in initial]
             builder.cbranch(builder.icmp_signed("<", i, count), check, after)
             builder.position_at_end(check)
-            column = builder.load(float_pointer(builder, index, i), typ=ir.IntType(32))
+            column = load(builder, index, i, ir.IntType(32))
             column = builder.sext(column, ir.IntType(64))
             builder.cbranch(builder.icmp_signed("<", column, bound), loop, after)
             builder.position_at_end(loop)
-            scalar = splat(builder, builder.load(float_pointer(builder, value, i), typ=ir.FloatType()))
+            scalar = splat(builder, load(builder, value, i, ir.FloatType()))
             start = builder.mul(column, row)
             for (p, v), total, from_sums in zip(places, totals, initial, strict=True):
-                weights = load_vector(builder, b, builder.add(start, place(next_panel, p, v)))
+                weights = load(builder, b, builder.add(start, place(next_panel, p, v)))
                 total.add_incoming(from_sums, before)
                 total.add_incoming(multiply_add(builder, scalar, weights, total), loop)
             i.add_incoming(builder.add(i, integer(1)), loop)
             builder.branch(head)
             builder.position_at_end(after)
             for (p, v), total in zip(places, totals, strict=True):
-                store_vector(builder, total, sums, place(next_sum, p, v))
+                store(builder, total, sums, place(next_sum, p, v))
             return i
 
         return types.int64(*(types.int64,) * 10), generate

@@ -21,7 +21,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastvae.errors import BackendError
-from fastvae.kernels.numba_cpu.compile import compiled, entry
+from fastvae.kernels.numba_cpu.compile import compiled, entry, pointer_at
 
 __all__ = ["Team", "barrier", "begin", "due", "end", "proceed", "run_team"]
 
@@ -42,7 +42,7 @@ class Team(NamedTuple):
 
 
 def _word(builder: Any, address: Any) -> Any:
-    return builder.inttoptr(address, ir.PointerType(ir.IntType(64)))
+    return builder.bitcast(pointer_at(builder, address), ir.PointerType(ir.IntType(64)))
 
 
 @intrinsic
