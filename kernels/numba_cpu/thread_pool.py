@@ -161,8 +161,9 @@ def run_team(size: int, function: Any, *arguments: Any) -> None:
     address = -(-control.ctypes.data // 64) * 64
     words = control[(address - control.ctypes.data) // 8 :]
     words[_STOP_AT // 8] = _NEVER
-    _start_member.compile(())  # here, where Ctrl-C is answered, and not by every member
-    function.compile(tuple(map(typeof, (Team(0, size, address), *arguments))))
+    if not function.overloads:  # one specialisation each; compiled here, where Ctrl-C is answered
+        _start_member.compile(())
+        function.compile(tuple(map(typeof, (Team(0, size, address), *arguments))))
 
     gate, finished, count = threading.Event(), threading.Event(), threading.Lock()
     failures: list[BaseException] = []
