@@ -6,6 +6,7 @@ read-only or memory-mapped input, and nothing is reference-counted inside a step
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ from llvmlite import ir
 from numba import carray, config, njit, types
 from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
+
+from fastvae.errors import BackendError
 
 __all__ = ["FLOAT", "PANEL", "TILE_ROWS", "VECTOR", "compiled", "entry", "f32", "isa_level"]
 
@@ -49,9 +52,10 @@ def compiled(function: Callable[..., Any]) -> Any:
 
 
 def entry(function: Callable[..., Any]) -> Any:
-    """Compile a function that Python calls; it is kept on disk."""
+    """Compile a function that Python calls; it is kept on disk where Numba finds a folder that it may write to."""
     dispatcher = njit(**_FLAGS)(function)
-    dispatcher._cache = _Cache(function)
+    with contextlib.suppress(RuntimeError):  # no such folder: compiled anew in every process
+        dispatcher._cache = _Cache(function)
     return dispatcher
 
 
@@ -69,7 +73,15 @@ TILE_ROWS = 14 if VECTOR == 16 else 6  # 14 x 2 accumulators of AVX-512's 32 reg
 
 
 def isa_level() -> str:
-    """Return the instruction set that decides the order of sums and the rounding of products."""
+    """Return the instruction set that decides the order of sums and the rounding of products.
+
+    Raises
+    ------
+    BackendError
+        Numba is told not to compile.
+    """
+    if config.DISABLE_JIT:
+        raise BackendError("backend 'numba' needs Numba's compiler: unset NUMBA_DISABLE_JIT")
     return {16: "avx512", 8: "avx2" if "fma" in _FEATURES else "avx", 4: "baseline"}[VECTOR]
 
 
