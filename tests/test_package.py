@@ -58,8 +58,9 @@ def test_stub_of_the_native_module_is_the_contract(protocol: type) -> None:
 def test_wheel_installs_in_a_clean_environment(tmp_path: Path, backend: str) -> None:
     """The wheel alone, with what it declares, trains outside the repository: on Numba where it found no compiler."""
     compiler = {} if backend == "cpp" else {"CXX": str(tmp_path / "no-compiler")}
+    options = ["--quiet", "--no-deps", "-w", str(tmp_path), "-C", f"build-dir={tmp_path / 'build'}"]
     built = subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path), str(REPOSITORY)],
+        [sys.executable, "-m", "pip", "wheel", *options, str(REPOSITORY)],
         capture_output=True,
         text=True,
         check=False,
