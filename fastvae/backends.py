@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["MAX_THREADS", "NAMES", "default_threads", "isa_level", "load", "resolve", "unavailable"]
 
 # name -> module, in the order in which "auto" tries them
-_MODULES = {"cpp": "fastvae._native", "reference": "fastvae.kernels.reference"}
+_MODULES = {"cpp": "fastvae._native", "numba": "fastvae.kernels.numba_cpu", "reference": "fastvae.kernels.reference"}
 NAMES = tuple(_MODULES)
+_MENDS = {"cpp": "reinstall fastvae with a C++ compiler present", "numba": "install numba with pip"}
 
 MAX_THREADS = 1024
 _CGROUP = Path("/sys/fs/cgroup")
@@ -33,7 +34,7 @@ def unavailable(name: str) -> str | None:
     try:
         isa_level(import_module(_MODULES[name]))
     except ImportError as error:
-        return f"backend {name!r} cannot be imported ({error}): reinstall fastvae with a C++ compiler present"
+        return f"backend {name!r} cannot be imported ({error}): {_MENDS.get(name, 'reinstall fastvae')}"
     except BackendError as error:
         return str(error)
     return None

@@ -39,6 +39,14 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     return backends.load(request.param)
 
 
+@pytest.fixture(scope="session", params=["cpp", "numba"])
+def compiled(request: pytest.FixtureRequest) -> str:
+    """Name of each backend that computes outside the interpreter in turn."""
+    if reason := backends.unavailable(request.param):
+        pytest.skip(reason)
+    return str(request.param)
+
+
 @pytest.fixture(scope="session")
 def make_plan(engine: Engine) -> Callable[..., Plan]:
     """Plan of the engine under test: float32 on two threads unless asked otherwise."""

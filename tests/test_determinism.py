@@ -307,6 +307,27 @@ def test_every_instruction_set_passes_the_engines_tests(level: str) -> None:
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-1000:]
 
 
+@pytest.mark.slow
+def test_numba_compiles_for_the_narrowest_vectors(tmp_path: Path) -> None:
+    """A processor without AVX has panels, tiles and loops of its own."""
+    if reason := backends.unavailable("numba"):
+        pytest.skip(reason)
+    here, kept = Path(__file__).parent, {"NUMBA_CPU_NAME": "generic", "NUMBA_CACHE_DIR": str(tmp_path)}
+    chosen = "numba and (bits_of_the_dense and deep or golden and (uneven or wide or paper-adam))"
+    run = subprocess.run(
+        [sys.executable, "-P", "-m", "pytest", "-q", "-x", "-k", chosen, "-p", "no:cacheprovider"]
+        + [str(here / file) for file in ("test_sparse.py", "test_trajectory.py")],
+        env={**os.environ, **kept},
+        cwd=here.parent,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-1000:]
+    assert re.search(r"^\d\d passed", run.stdout, re.MULTILINE), run.stdout
+
+
 def test_an_unknown_instruction_set_is_named() -> None:
     """No silent fallback to another level: whoever asks for a plan gets one line with the mend."""
     if reason := backends.unavailable("cpp"):

@@ -13,8 +13,6 @@ from fastvae.network import Network, initialise
 from fastvae.optimizer import Optimizer
 from fastvae.training import aevb
 
-pytestmark = pytest.mark.skipif(backends.unavailable("cpp") is not None, reason=str(backends.unavailable("cpp")))
-
 OPTIMIZERS = [Optimizer("adagrad", 0.01), Optimizer("adagrad", 0.01, hold_steps=2), Optimizer("adam"), Optimizer("sgd")]
 SHAPES = [
     (Network(784, 20), 100, 1),
@@ -45,6 +43,7 @@ def arguments(network: Network, optimizer: Optimizer, decay: float) -> dict[str,
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=["adagrad", "adagrad-hold", "adam", "sgd"])
 @pytest.mark.parametrize(("network", "rows", "draws"), SHAPES, ids=["paper", "odd", "one", "deep"])
 def test_the_loop_has_the_bits_of_the_operations(
+    compiled: str,
     monkeypatch: pytest.MonkeyPatch,
     network: Network,
     rows: int,
@@ -55,9 +54,9 @@ def test_the_loop_has_the_bits_of_the_operations(
     precision: str,
 ) -> None:
     """The operations' weight gradients are always dense, the loop takes lists of nonzeros where they are few."""
-    engine = backends.load("cpp")
+    engine = backends.load(compiled)
     if precision not in engine.PRECISIONS:
-        pytest.skip(f"this processor has no precision {precision}")
+        pytest.skip(f"backend {compiled} has no precision {precision} here")
 
     def engine_normal(*, seed: int, step: int, stream: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         out = np.empty(shape, dtype)
@@ -81,10 +80,10 @@ def test_the_loop_has_the_bits_of_the_operations(
     np.testing.assert_allclose(comp_stats, stats, rtol=1e-14)
 
 
-def test_csr_and_dense_rows_train_to_the_same_bits() -> None:
+def test_csr_and_dense_rows_train_to_the_same_bits(compiled: str) -> None:
     network, optimizer = Network(60, 3, (40,), (40,)), Optimizer("adam")
     dense = make_rows(90, 60, 0.2)
-    plan = backends.load("cpp").plan(network, rows=30, draws=1, precision="fp32", n_threads=2)
+    plan = backends.load(compiled).plan(network, rows=30, draws=1, precision="fp32", n_threads=2)
     results = []
     for data in (dense, scipy.sparse.csr_array(dense)):
         run = arguments(network, optimizer, 0.0)
@@ -106,11 +105,11 @@ def test_csr_and_dense_rows_train_to_the_same_bits() -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("density", [0.02, 0.3, 0.9])
-def test_the_encoder_has_the_bits_of_the_dense_product(density: float, precision: str) -> None:
+def test_the_encoder_has_the_bits_of_the_dense_product(compiled: str, density: float, precision: str) -> None:
     """A plan for very many rows keeps no lists."""
-    engine = backends.load("cpp")
+    engine = backends.load(compiled)
     if precision not in engine.PRECISIONS:
-        pytest.skip(f"this processor has no precision {precision}")
+        pytest.skip(f"backend {compiled} has no precision {precision} here")
     network, rows = Network(785, 3, (67,), (2,)), 51
     params, x = initialise(network, seed=1), make_rows(rows, 785, density) / np.float32(255)
     outputs = []

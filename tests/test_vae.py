@@ -524,14 +524,20 @@ def test_resume_refuses_another_batch_size_and_takes_another_learning_rate() -> 
     np.testing.assert_array_equal(model.params_, before)
 
 
-def test_auto_warns_once_when_it_takes_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(backends._MODULES, "cpp", "fastvae.not_built")
+@pytest.mark.parametrize(("missing", "taken"), [(["cpp"], "numba"), (["cpp", "numba"], "reference")])
+def test_auto_warns_once_of_what_it_passes_over(
+    monkeypatch: pytest.MonkeyPatch, missing: list[str], taken: str
+) -> None:
+    if reason := backends.unavailable(taken):
+        pytest.skip(reason)
+    for name in missing:
+        monkeypatch.setitem(backends._MODULES, name, "fastvae.not_built")
     backends._warn_once.cache_clear()
 
-    with pytest.warns(UserWarning, match=r"'cpp' cannot be imported .*; taking the backend 'reference'") as caught:
-        assert [backends.resolve() for _ in range(3)] == ["reference"] * 3
+    with pytest.warns(UserWarning, match=rf"cannot be imported .*; taking the backend '{taken}'") as caught:
+        assert [backends.resolve() for _ in range(3)] == [taken] * 3
 
-    assert len(caught) == 1
+    assert [str(warning.message).split("'")[1] for warning in caught] == missing
 
 
 def clone_state(model: VAE) -> VAE:

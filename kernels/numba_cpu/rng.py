@@ -1,0 +1,67 @@
+"""Philox4x32-10 streams, as fastvae/rng.py defines them: key = seed, counter = (word / 4, step low, step high, stream).
+
+Normals are made in float64 and rounded once, as there.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from numba import uint64
+
+from fastvae.kernels.numba_cpu.compile import compiled, f32, floats
+
+__all__ = ["Key", "key_of", "normal_block", "philox_block", "uniform"]
+
+_LOW = uint64(0xFFFFFFFF)
+
+
+class Key(NamedTuple):
+    """Two key words and the last three counter words of a stream, uint64."""
+
+    k0: Any
+    k1: Any
+    c1: Any
+    c2: Any
+    c3: Any
+
+
+@compiled
+def key_of(seed: Any, step: Any, stream: int) -> Key:
+    """Key of a stream; seed and step are uint64."""
+    return Key(seed & _LOW, seed >> uint64(32), step & _LOW, step >> uint64(32), uint64(stream))
+
+
+@compiled
+def philox_block(key: Key, block: Any) -> tuple[Any, Any, Any, Any]:
+    """Four 32-bit words, in uint64."""
+    c0, c1, c2, c3 = uint64(block) & _LOW, key.c1, key.c2, key.c3
+    k0, k1 = key.k0, key.k1
+    for _ in range(10):
+        p0, p1 = uint64(0xD2511F53) * c0, uint64(0xCD9E8D57) * c2
+        c0, c2 = (p1 >> uint64(32)) ^ c1 ^ k0, (p0 >> uint64(32)) ^ c3 ^ k1
+        c1, c3 = p1 & _LOW, p0 & _LOW
+        k0, k1 = (k0 + uint64(0x9E3779B9)) & _LOW, (k1 + uint64(0xBB67AE85)) & _LOW
+    return c0, c1, c2, c3
+
+
+@compiled
+def uniform(word: Any) -> float:
+    """((word >> 8) + 1/2) / 2^24, exact in float64."""
+    return (float(word >> uint64(8)) + 0.5) * 2.0**-24
+
+
+@compiled
+def normal_block(key: Key, block: int, out_at: int, n: int) -> None:
+    """Elements [4 block, 4 block + 4) of a stream of n standard normals, by Box-Muller."""
+    words = philox_block(key, block)
+    out = floats(out_at, n)
+    for pair in range(2):
+        i = 4 * block + 2 * pair
+        radius = math.sqrt(-2.0 * math.log(uniform(words[2 * pair])))
+        angle = 2.0 * math.pi * uniform(words[2 * pair + 1])
+        if i < n:
+            out[i] = f32(radius * math.cos(angle))
+        if i + 1 < n:
+            out[i + 1] = f32(radius * math.sin(angle))
