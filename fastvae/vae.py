@@ -83,7 +83,8 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
     backend : str
         ``"auto"`` or a name of `fastvae.backends.NAMES`.
     precision : str
-        One that the backend has; ``"fp32"`` everywhere.
+        One that the backend has: ``"fp32"`` everywhere; ``"bf16"``, matrix products of bfloat16 summed in float32, with
+        the backend cpp on processors that have AVX512_BF16.
     n_threads : int, optional
         By default the processors that this process may use. Results do not depend on it.
     random_state : int, RandomState or None
