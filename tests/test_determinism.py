@@ -313,7 +313,7 @@ def test_numba_compiles_for_the_narrowest_vectors(tmp_path: Path) -> None:
     if reason := backends.unavailable("numba"):
         pytest.skip(reason)
     here, kept = Path(__file__).parent, {"NUMBA_CPU_NAME": "generic", "NUMBA_CACHE_DIR": str(tmp_path)}
-    chosen = "numba and (bits_of_the_dense and deep or golden and (uneven or wide or paper-adam))"
+    chosen = "numba and (bits_of_the_operations and deep or golden and (uneven or wide or paper-adam))"
     run = subprocess.run(
         [sys.executable, "-P", "-m", "pytest", "-q", "-x", "-k", chosen, "-p", "no:cacheprovider"]
         + [str(here / file) for file in ("test_sparse.py", "test_trajectory.py")],
