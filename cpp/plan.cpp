@@ -11,16 +11,19 @@
 namespace fastvae {
 namespace {
 
-// Calls f(packed, flat, columns) for each row of W and for b, this thread's share of the panels.
+// Calls f(bias, packed, flat, columns) for each row of W and for b, this thread's share of the panels: some panels at a
+// time row by row, so that neither side jumps a page at every call.
 template <typename F>
 void for_packed_rows(const Team& team, const Layer& layer, int panel, F f) {
-  for (int p = team.begin(layer.panels); p < team.end(layer.panels); ++p) {
-    int columns = std::min(panel, layer.fan_out - p * panel);
-    for (int k = 0; k < layer.fan_in; ++k)
-      f(false, (static_cast<size_t>(p) * layer.fan_in + k) * panel,
-        layer.offset + static_cast<size_t>(k) * layer.fan_out + p * panel, columns);
-    f(true, static_cast<size_t>(p) * panel, layer.bias_offset() + p * panel, columns);
-  }
+  constexpr int some = 16;
+  for (int first = team.begin(layer.panels), end = team.end(layer.panels); first < end; first += some)
+    for (int k = 0; k <= layer.fan_in; ++k)  // b follows the last row of W
+      for (int p = first; p < std::min(first + some, end); ++p) {
+        const bool bias = k == layer.fan_in;
+        size_t packed = static_cast<size_t>(p) * (bias ? 1 : layer.fan_in) + (bias ? 0 : k);
+        f(bias, packed * panel, layer.offset + static_cast<size_t>(k) * layer.fan_out + p * panel,
+          std::min(panel, layer.fan_out - p * panel));
+      }
 }
 
 }  // namespace
