@@ -6,15 +6,23 @@
 // tile.
 #pragma once
 
-typedef void (*Tile)(const float*, long, long, const float*, long, int, float*);
+// Memory that will be wanted when a tile is done, fetched as it computes: `step` bytes of each place at every unit of
+// depth. Asked for all at once it would take the places in the cache's queue that the tile's own operands need.
+struct Ahead {
+  static constexpr int places = 3;
+  const char* at[places];
+  long step;
+};
+
+typedef void (*Tile)(const float*, long, long, const float*, long, int, float*, Ahead);
 
 // c[i][:] = sum_k a[i * a_row + k * a_depth] * b[k * b_ld + :], in units
 //
 // The rows of A are addressed from a pointer for every third: left to itself, GCC keeps a distance per row, runs out of
 // general registers, and the loop loses 4 %.
-template <typename Unit, int tile>
+template <typename Unit, int tile, bool fetch>
 void register_tile(const float* __restrict a, long a_row, long a_depth, const float* __restrict b, long b_ld, int depth,
-                   float* __restrict c) {
+                   float* __restrict c, Ahead ahead) {
   V acc[tile][vectors] = {};
   const float* third[(tile + 2) / 3];
 #pragma GCC unroll 16
@@ -23,6 +31,7 @@ void register_tile(const float* __restrict a, long a_row, long a_depth, const fl
     asm("" : "+r"(third[i / 3]));  // what it is made of is forgotten
   }
   for (int k = 0; k < depth; ++k, b += b_ld) {
+    for (int i = 0; fetch && i < Ahead::places; ++i, ahead.at[i - 1] += ahead.step) __builtin_prefetch(ahead.at[i], 1);
     V b0 = load(b), b1 = load(b + W);
 #pragma GCC unroll 16
     for (int i = 0; i < tile; ++i) {
@@ -43,12 +52,12 @@ void register_tile(const float* __restrict a, long a_row, long a_depth, const fl
 struct TileTable {
   Tile run[max_tile];
 };
-template <typename Unit, int... tile>
+template <typename Unit, bool fetch, int... tile>
 constexpr TileTable tile_table(std::integer_sequence<int, tile...>) {
-  return {{register_tile<Unit, tile + 1>...}};
+  return {{register_tile<Unit, tile + 1, fetch>...}};
 }
-template <typename Unit>
-constexpr TileTable tiles = tile_table<Unit>(std::make_integer_sequence<int, max_tile>{});
+template <typename Unit, bool fetch = false>
+constexpr TileTable tiles = tile_table<Unit, fetch>(std::make_integer_sequence<int, max_tile>{});
 
 // Rows [begin, end) of part i when n rows are dealt to `parts` tiles as evenly as can be, pairs together.
 struct Part {
@@ -134,7 +143,7 @@ void dense_affine(const Affine& g, int begin, int end) {
     int p = task / blocks;
     Part r = part(g.rows, blocks, task % blocks);
     tiles<Unit>.run[r.end - r.begin - 1](g.a + r.begin * g.a_ld, g.a_ld, 1, g.b + p * g.b_rows * panel, panel, g.depth,
-                                         tile);
+                                         tile, {});
     finish_tile<Unit, activation>(g, tile, panel, r.begin, r.end - r.begin, p * panel);
   }
 }
@@ -255,6 +264,18 @@ void bias_gradient(const WeightGradient& g, int p) {
   update(g.update, g.b + p * panel, g.bs[0] + p * panel, s1, db, panel);
 }
 
+// What the update of rows [k, k + rows) of W in panel p reads and writes.
+template <typename Unit>
+Ahead update_ahead(const WeightGradient& g, int p, int k, int rows) {
+  constexpr int per_unit = Unit::pairs ? 2 : 1;
+  const long at = (static_cast<long>(p) * g.fan_in + k) * panel;
+  const long transposed = (static_cast<long>(k / panel) * g.panels * panel + p * panel + k % panel) / per_unit * panel;
+  auto bytes = [](const float* from) { return reinterpret_cast<const char*>(from); };
+  const float* third = g.ws[1] ? g.ws[1] + at : g.wt ? g.wt + transposed : g.w + at;
+  return {{bytes(g.w + at), bytes(g.ws[0] + at), bytes(third)},
+          ceil_div(rows * panel * static_cast<int>(sizeof(float)), g.depth)};
+}
+
 template <typename Unit>
 void dense_weight_gradient(const WeightGradient& g, int begin, int end) {
   alignas(64) float tile[max_tile * panel];
@@ -266,15 +287,14 @@ void dense_weight_gradient(const WeightGradient& g, int begin, int end) {
     for (int i = 0; i < parts; ++i) {
       Part r = part(last - first, parts, i);
       int k = first + r.begin, rows = r.end - r.begin;
+      const float *x = g.x + k, *dy = g.dy + p * panel;
       long at = (static_cast<long>(p) * g.fan_in + k) * panel;
-      float* dw = g.gw ? g.gw + at : tile;
-      if (!g.gw)
-        for (int j = 0; j < rows * panel; j += 16) {
-          __builtin_prefetch(g.w + at + j, 1);
-          __builtin_prefetch(g.ws[0] + at + j, 1);
-        }
-      tiles<Unit>.run[rows - 1](g.x + k, 1, g.x_ld, g.dy + p * panel, g.dy_ld, g.depth, dw);
-      if (!g.gw) update(g.update, g.w + at, g.ws[0] + at, g.ws[1] ? g.ws[1] + at : nullptr, dw, rows * panel);
+      if (g.gw) {
+        tiles<Unit>.run[rows - 1](x, 1, g.x_ld, dy, g.dy_ld, g.depth, g.gw + at, {});
+      } else {
+        tiles<Unit, true>.run[rows - 1](x, 1, g.x_ld, dy, g.dy_ld, g.depth, tile, update_ahead<Unit>(g, p, k, rows));
+        update(g.update, g.w + at, g.ws[0] + at, g.ws[1] ? g.ws[1] + at : nullptr, tile, rows * panel);
+      }
     }
     if (first == 0) bias_gradient<Unit>(g, p);
     if (!g.gw && (g.w16 || g.wt)) derive_rows<Unit>(g.w, g.w16, g.wt, g.fan_in, g.panels, p, first, last);

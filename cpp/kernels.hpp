@@ -154,7 +154,7 @@ struct Kernels {
   void (*update)(const Update&, float* w, float* s0, float* s1, const float* g, long n);
   void (*gather)(const Gather&, int begin, int end);
   void (*list_rows)(const float* x, long ld, int n, const Lists&, int begin, int end);
-  void (*list_columns)(const Lists& rows, int n_rows, const Lists& columns, int begin, int end);
+  void (*list_columns)(const float* x, long ld, int n, const Lists&, int begin, int end, float* scratch);
   void (*philox)(const uint32_t key[2], const uint32_t counter[4], uint32_t out[4]);
   void (*normal)(uint64_t seed, uint64_t step, uint32_t stream, float* out, long begin, long end);
   void (*latent_forward)(const Latent&, int begin, int end);

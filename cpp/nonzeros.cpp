@@ -15,7 +15,7 @@ constexpr size_t most_listed = size_t{1} << 22;
 }  // namespace
 
 void NonzeroLists::allocate(int n, int longest) {
-  const int64_t room = longest + 16;  // list_rows writes whole vectors
+  const int64_t room = longest + 16;  // lists are written by whole vectors
   start.resize(n);
   end.resize(n);
   index.reset(new int32_t[n * room]);  // not touched before it is used
@@ -29,17 +29,15 @@ void Plan::allocate_nonzeros(bool gradients) {
   if (!along_rows_.lists.room) {
     along_rows_.allocate(rows, units(spec.data_dim));
     along_columns_.allocate(units(spec.data_dim), rows);
-    column_sums_ = Floats(static_cast<size_t>(threads) * rows * 2 * kernels.panel);
+    scratch_ = Floats(threads * scratch_size());
   }
-  if (gradients && !across_columns_.lists.room) {
-    if (bf16) across_rows_.allocate(units(rows), spec.data_dim);
-    across_columns_.allocate(spec.data_dim, units(rows));
-  }
+  if (gradients && !across_columns_.lists.room) across_columns_.allocate(spec.data_dim, units(rows));
 }
 
-// Rows [begin, end) of x, `columns` units wide, where there is room for their lists.
-void Plan::list_nonzeros(const NonzeroLists& to, Operand x, int columns, int begin, int end) const {
-  if (to.lists.room) kernels.list_rows(x.p, x.ld, columns, to.lists, begin, end);
+// This thread's rows of the minibatch x, where there is room for their lists.
+void Plan::list_rows(Operand x, Share rows) const {
+  if (const Lists& to = along_rows_.lists; to.room)
+    kernels.list_rows(x.p, x.ld, units(spec.data_dim), to, rows.begin, rows.end);
 }
 
 // Of the minibatch's units; 1 when they are not listed.
@@ -53,8 +51,9 @@ double Plan::share_of_nonzeros(int minibatch) const {
 // This thread's columns, for the weight gradient, when the nonzeros are few; null when they are not.
 const Lists* Plan::list_columns(const Team& team, int minibatch) const {
   if (share_of_nonzeros(minibatch) > few) return nullptr;
-  kernels.list_columns((bf16 ? across_rows_ : along_rows_).lists, units(minibatch), across_columns_.lists,
-                       team.begin(spec.data_dim), team.end(spec.data_dim));
+  const Operand x = across(x_);
+  kernels.list_columns(x.p, x.ld, units(minibatch), across_columns_.lists, team.begin(spec.data_dim),
+                       team.end(spec.data_dim), scratch(team));
   return &across_columns_.lists;
 }
 
@@ -64,7 +63,7 @@ bool Plan::encode(Team& team, Operand x, int minibatch) {
   const Lists& rows = along_rows_.lists;
   if (nonzeros > very_few) return forward(team, encoder_, x, minibatch, nonzeros <= few ? &rows : nullptr);
   const int n = units(spec.data_dim);
-  kernels.list_columns(rows, minibatch, along_columns_.lists, team.begin(n), team.end(n));
+  kernels.list_columns(x.p, x.ld, minibatch, along_columns_.lists, team.begin(n), team.end(n), scratch(team));
   team.barrier();
   return forward(team, encoder_, x, minibatch, &rows, &along_columns_.lists);
 }

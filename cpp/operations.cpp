@@ -51,7 +51,7 @@ void Plan::encoder_forward(const float* params, const float* x, int rows, const 
     const int latent_dim = spec.latent_dim;
     pack(team, encoder_, params, false);
     if (bf16) load(x, spec.data_dim, x_, rows, mine);
-    list_nonzeros(along_rows_, operand, units(spec.data_dim), mine.begin, mine.end);
+    list_rows(operand, mine);
     team.barrier();
     encode(team, operand, rows);
     store_hidden(encoder_, hidden, mine);

@@ -3,10 +3,10 @@
 
 template <Rule rule>
 inline V updated(const Update& u, V w, V g, V& s0, V& s1) {
-  g = g - u.decay * w;
+  if (u.decay != 0) g = g - u.decay * w;
   if constexpr (rule == Rule::adagrad || rule == Rule::hold) {
     s0 = s0 + g * g;
-    return rule == Rule::hold ? w : w + u.rate * g * rsqrt(s0 + u.epsilon);
+    return rule == Rule::hold ? w : w + twice_over_sqrt(0.5f * u.rate * g, s0 + u.epsilon);
   } else if constexpr (rule == Rule::adam) {
     s0 = u.beta1 * s0 + u.gain1 * g;
     s1 = u.beta2 * s1 + u.gain2 * (g * g);

@@ -223,7 +223,7 @@ bool Plan::forward(Team& team, Chain& chain, Operand x, int rows, const Lists* l
     g.panels = layer.panels;
     g.lists = i ? nullptr : lists;
     g.columns = i ? nullptr : columns;
-    g.sums = column_sums_.get() + static_cast<size_t>(team.id) * rows * 2 * kernels.panel;
+    g.sums = scratch(team);
     run_tasks(team, kernels.affine_tasks(g), [&](int begin, int end) { kernels.affine(g, begin, end); });
     if (!proceed(team, layer.forward_phase)) return false;
   }

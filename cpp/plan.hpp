@@ -201,7 +201,9 @@ class Plan {
   template <typename F>
   void run_tasks(const Team& team, int tasks, F f);
   void allocate_nonzeros(bool gradients);
-  void list_nonzeros(const NonzeroLists& to, Operand x, int columns, int begin, int end) const;
+  float* scratch(const Team& team) const { return scratch_.get() + team.id * scratch_size(); }
+  size_t scratch_size() const { return static_cast<size_t>(rows + kernels.panel) * 2 * kernels.panel; }
+  void list_rows(Operand x, Share rows) const;
   double share_of_nonzeros(int minibatch) const;
   const Lists* list_columns(const Team& team, int minibatch) const;
   bool encode(Team& team, Operand x, int minibatch);
@@ -214,10 +216,10 @@ class Plan {
   Chain encoder_, decoder_;
   Matrix x_, z_, dz_;
   Floats eps_, kl_, log_px_;
-  // Of the minibatch: units along its rows and their columns, for products forward; units across the rows (in float32
-  // the same) and their columns, for weight gradients.
-  NonzeroLists along_rows_, along_columns_, across_rows_, across_columns_;
-  Floats column_sums_;
+  // Of the minibatch: units along its rows, by row and by column, for products forward; units across the rows (in
+  // float32 the same), by column, for weight gradients.
+  NonzeroLists along_rows_, along_columns_, across_columns_;
+  Floats scratch_;  // of every thread, with the lists
   size_t parameter_count_ = 0;
   PhaseClock clock_;
   int gather_phase_, latent_forward_phase_, likelihood_phase_, latent_backward_phase_, wait_phase_;

@@ -9,56 +9,59 @@ constexpr int sparse_rows = 50;     // rows of x in one task of sparse_affine
 constexpr int sparse_depth = 64;    // units of W that stay in L1, 32 KB of a strip, while those rows pass over them
 constexpr int sparse_columns = 16;  // rows of W in one task of sparse_weight_gradient
 
-// Rows [begin, end) of n units to lists of those with a bit set, in order. A list has room for a vector more.
+// Of n units, those with a bit set, in order; returns how many. There is room for a vector more.
+int list_units(const float* units, int n, int32_t* index, float* value) {
+  int count = 0, i = 0;
+#if defined(__AVX512F__)
+  __m512i places = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  for (; i + W <= n; i += W, places = _mm512_add_epi32(places, _mm512_set1_epi32(W))) {
+    __m512i v = _mm512_loadu_si512(units + i);
+    __mmask16 nonzero = _mm512_test_epi32_mask(v, v);
+    _mm512_storeu_si512(value + count, _mm512_maskz_compress_epi32(nonzero, v));
+    _mm512_storeu_si512(index + count, _mm512_maskz_compress_epi32(nonzero, places));
+    count += __builtin_popcount(nonzero);
+  }
+#endif
+  for (; i < n; ++i) {
+    int32_t unit;
+    __builtin_memcpy(&unit, units + i, sizeof unit);
+    __builtin_memcpy(value + count, &unit, sizeof unit);
+    index[count] = i;
+    count += unit != 0;
+  }
+  return count;
+}
+
+// Lists of the rows [begin, end) of x, n units wide, each in a place of its own.
 void list_rows(const float* x, long ld, int n, const Lists& s, int begin, int end) {
   for (int m = begin; m < end; ++m) {
-    const float* row = x + m * ld;
     s.start[m] = m * s.room;
-    int32_t* index = s.index + s.start[m];
-    float* value = s.value + s.start[m];
-    int count = 0, d = 0;
-#if defined(__AVX512F__)
-    __m512i columns = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    for (; d + W <= n; d += W, columns = _mm512_add_epi32(columns, _mm512_set1_epi32(W))) {
-      __m512i v = _mm512_loadu_si512(row + d);
-      __mmask16 nonzero = _mm512_test_epi32_mask(v, v);
-      _mm512_storeu_si512(value + count, _mm512_maskz_compress_epi32(nonzero, v));
-      _mm512_storeu_si512(index + count, _mm512_maskz_compress_epi32(nonzero, columns));
-      count += __builtin_popcount(nonzero);
-    }
-#endif
-    for (; d < n; ++d) {
-      int32_t unit;
-      __builtin_memcpy(&unit, row + d, sizeof unit);
-      __builtin_memcpy(value + count, &unit, sizeof unit);
-      index[count] = d;
-      count += unit != 0;
-    }
-    s.end[m] = s.start[m] + count;
+    s.end[m] = s.start[m] + list_units(x + m * ld, n, s.index + s.start[m], s.value + s.start[m]);
   }
 }
 
-// Lists of the columns [begin, end) from those of the rows, in the order of the rows, one after the other from
-// start[begin].
-void list_columns(const Lists& rows, int n_rows, const Lists& columns, int begin, int end) {
-  for (int k = begin; k < end; ++k) columns.end[k] = 0;
-  auto for_each = [&](auto f) {
-    for (int m = 0; m < n_rows; ++m)
-      for (int64_t i = rows.start[m]; i < rows.end[m]; ++i)
-        if (int k = rows.index[i]; begin <= k && k < end) f(m, i, k);
-  };
-  for_each([&](int, int64_t, int k) { ++columns.end[k]; });
-  int64_t next = begin * columns.room;
-  for (int k = begin; k < end; ++k) {
-    int64_t count = columns.end[k];
-    columns.start[k] = columns.end[k] = next;
-    next += count;
+// Lists of the columns [begin, end) of x, n units high, one after the other from the place of column `begin`. Columns
+// are turned into rows a vector of them at a time, in `scratch` of W * n units and some.
+void list_columns(const float* x, long ld, int n, const Lists& s, int begin, int end, float* scratch) {
+  const int high = ceil_div(n, W) * W;
+  int64_t next = begin * s.room;
+  for (int k = begin; k < end; k += W) {
+    const bool whole = k + W <= end;
+    for (int m = 0; m < n; m += W) {
+      V r[W] = {};
+      for (int i = 0; i < W && m + i < n; ++i) {
+        const float* from = x + (m + i) * ld + k;
+        r[i] = whole ? load(from) : load(from, end - k);
+      }
+      transpose_square(r);
+      for (int i = 0; i < W; ++i) store(scratch + i * high + m, r[i]);
+    }
+    for (int i = 0; i < W && k + i < end; ++i) {
+      s.start[k + i] = next;
+      next += list_units(scratch + i * high, high, s.index + next, s.value + next);
+      s.end[k + i] = next;
+    }
   }
-  for_each([&](int m, int64_t i, int k) {
-    int64_t to = columns.end[k]++;
-    columns.index[to] = m;
-    __builtin_memcpy(columns.value + to, rows.value + i, sizeof(float));
-  });
 }
 
 // sum[p] += sum_i value[i] * b[index[i] * row + p * next : + panel], in order of i while index[i] < bound; returns i
@@ -169,9 +172,16 @@ void sparse_weight_gradient(const WeightGradient& g, int begin, int end) {
     bool touched = false;
     for (int k = first; k < last; ++k) {
       int run = k;  // rows [run, k) of W are updated together
-      for (; k < last && (s.start[k] < s.end[k] || !skip); ++k)
+      for (; k < last && (s.start[k] < s.end[k] || !skip); ++k) {
+        for (int i = 0; i < panels; ++i)
+          for (int v = 0; v < vectors; ++v) {
+            long to = (static_cast<long>(p + i) * g.fan_in + k) * panel + v * W;
+            __builtin_prefetch(g.w + to, 1);
+            __builtin_prefetch(g.ws[0] + to, 1);
+          }
         sum(s.index, s.value, s.start[k], s.end[k], g.depth, g.dy + p * panel, g.dy_ld, panel,
             dw[0] + (k - first) * panel, sparse_columns * panel);
+      }
       touched |= run < k;
       for (int i = 0; i < panels && run < k; ++i) {
         long at = (static_cast<long>(p + i) * g.fan_in + run) * panel;

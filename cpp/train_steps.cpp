@@ -38,8 +38,7 @@ bool Plan::step(Team& team, const TrainArguments& t, int64_t i) {
   const Share mine = share(team, t.rows), of_all = share(team, all);
   kernels.gather(minibatch, mine.begin, mine.end);
   to_pairs(x_, spec.data_dim, t.rows, mine);
-  list_nonzeros(along_rows_, along(x_), units(spec.data_dim), mine.begin, mine.end);
-  if (bf16) list_nonzeros(across_rows_, across(x_), spec.data_dim, mine.begin / 2, units(mine.end));
+  list_rows(along(x_), mine);
   int blocks = ceil_div(all * latent_dim, 4);
   kernels.normal(t.seed, minibatch.step, stream_latent, eps_.get(), 4L * team.begin(blocks),
                  std::min(4L * team.end(blocks), static_cast<long>(all) * latent_dim));

@@ -115,27 +115,34 @@ inline V sqrt(V a) {
 #endif
 }
 
-// 1 / sqrt(a) for positive normal a. The estimate is good to 2^-14, one Newton step makes it 2^-23.
-inline V rsqrt(V a) {
+// 2 x / sqrt(a) for positive normal a. The estimate y is good to 2^-14, a Newton step y (3 - a y^2) / 2 makes it 2^-23.
+inline V twice_over_sqrt(V x, V a) {
 #if defined(__AVX512F__)
   V y = reinterpret_cast<V>(_mm512_rsqrt14_ps(reinterpret_cast<__m512>(a)));
-  V e = 1.0f - (a * y) * y;
-  return y + 0.5f * y * e;
+  return x * y * (3.0f - (a * y) * y);
 #else
-  return 1.0f / sqrt(a);
+  return 2.0f * x / sqrt(a);
 #endif
 }
 
-// exp(x) = 2^n exp(r), |r| <= log(2)/2; fit error 3e-9. Below -86.9 zero, above 88.72 infinity.
-inline V exp(V x) {
+// x = n log(2) + r, |r| <= log(2)/2: n, and exp(r) - 1 with a fit error of 3e-9.
+struct Reduced {
+  VI exponent;
+  V expm1;
+};
+inline Reduced reduced(V x) {
   V shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23 rounds to an integer
   V n = shifted - 12582912.0f;
   V r = x - n * 0.693359375f;
   r = r + n * 2.12194440e-4f;
   V p = ((((1.39504764e-3f * r + 8.36888235e-3f) * r + 4.1666206e-2f) * r + 0.166665182f) * r + 0.5f) * (r * r) + r;
-  p = p + 1.0f;
-  VI exponent = bits(shifted) - 0x4B400000;
-  V y = p * from_bits((exponent + 126) << 23) * 2.0f;
+  return {bits(shifted) - 0x4B400000, p};
+}
+
+// 2^n exp(r). Below -86.9 zero, above 88.72 infinity.
+inline V exp(V x) {
+  Reduced t = reduced(x);
+  V y = (t.expm1 + 1.0f) * from_bits((t.exponent + 126) << 23) * 2.0f;
   y = select(x < -86.9f, V{}, y);
   return select(x > 88.7228f, splat(__builtin_inff()), y);
 }
@@ -155,12 +162,13 @@ struct Logistic {
   V sigmoid, tail;
 };
 
-// Both from one exponential e = exp(-|a|): sigmoid is 1/(1+e) or e/(1+e), softplus is max(a, 0) + tail, tail =
-// log1p(e).
+// Both from one exponential e = exp(-|a|) and one division: sigmoid is 1/(1+e) or e/(1+e), softplus is max(a, 0) +
+// tail, tail = log1p(e) = 2 atanh(e/(2+e)).
 inline Logistic logistic(V a) {
   V e = exp(-abs(a));
-  V inverse = 1.0f / (1.0f + e);
-  return {select(a < 0.0f, e * inverse, inverse), log1p_unit(e)};
+  V one = 1.0f + e, two = 2.0f + e, over_both = 1.0f / (one * two);
+  V inverse = over_both * two;
+  return {select(a < 0.0f, e * inverse, inverse), twice_atanh(e * one * over_both)};
 }
 
 inline V sigmoid(V a) {
@@ -171,17 +179,14 @@ inline V sigmoid(V a) {
 
 inline V softplus(V a) { return max(a, V{}) + log1p_unit(exp(-abs(a))); }
 
-// |x| <= 0.625: x + x^3 T(x^2), fit error 1.5e-10; beyond: 1 - 2 / (exp(2|x|) + 1).
+// e / (e + 2) of e = exp(2|x|) - 1 = 2^n (exp(r) - 1) + (2^n - 1), which does not cancel where x is small. Beyond 10 it
+// is 1 in float32.
 inline V tanh(V x) {
-  V t = x * x;
-  V small =
-      ((((2.14753696e-3f * t - 8.18267372e-3f) * t + 2.17029676e-2f) * t - 5.39472029e-2f) * t + 0.133332103f) * t -
-      0.333333313f;
-  small = small * (t * x) + x;
   V a = abs(x);
-  V large = 1.0f - 2.0f / (exp(2.0f * a) + 1.0f);
-  large = from_bits(bits(large) | (bits(x) & INT32_MIN));
-  return select(a < 0.625f, small, select(x == x, large, x));
+  Reduced t = reduced(2.0f * select(a > 10.0f, splat(10.0f), a));
+  V scale = from_bits((t.exponent + 127) << 23);
+  V e = t.expm1 * scale + (scale - 1.0f);
+  return from_bits(bits(e / (e + 2.0f)) | (bits(x) & INT32_MIN));
 }
 
 // 1 - exp(-h) for h >= 0; up to 1/2 as h - h^2 E(h), fit error 1.6e-10.
