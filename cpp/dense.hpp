@@ -109,6 +109,11 @@ inline Finished finish_row(const Affine& g, const float* sums, int row, int colu
       h = load(g.h + row * g.h_ld + j);
     c.v[v] = c.v[v] * slope<activation>(h);
   }
+  if (activation == Activation::none && g.density) {
+    const Density& p = *g.density;
+    g.log_px[static_cast<long>(column / panel) * g.rows + row] =
+        bernoulli_panel(p, p.x + row % p.x_rows * p.x_ld, column, c.v);
+  }
   if (g.c)
     for (int v = 0; v < vectors; ++v) store(g.c + row * g.c_ld + column + v * W, c.v[v]);
   return c;

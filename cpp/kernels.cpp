@@ -17,12 +17,12 @@ namespace {
 // clang-format off: the order is that of use
 #include "vec.hpp"
 #include "optimizer.hpp"
-#include "dense.hpp"
-#include "sparse.hpp"
 #include "rng.hpp"
 #include "gather.hpp"
 #include "latent.hpp"
 #include "likelihood.hpp"
+#include "dense.hpp"
+#include "sparse.hpp"
 // clang-format on
 }  // namespace
 

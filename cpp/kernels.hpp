@@ -46,7 +46,27 @@ struct Pairs {
   long across_ld;
 };
 
-// C (rows x panels * panel) = A (rows x depth units) B, then an epilogue: f(C + bias), or C * f'(h) when h is given.
+struct Density {
+  Likelihood likelihood;
+  bool sigmoid_mean;
+  float logvar_floor;
+  const float* x;
+  long x_ld;
+  int x_rows;  // row r of out is compared with row r % x_rows of x
+  int data_dim;
+  const float* out;
+  long out_ld;
+  float scale;
+  float* log_px;
+  float* dout;
+  long dout_ld;
+  float* mean;
+  long mean_ld;
+};
+
+// C (rows x panels * panel) = A (rows x depth units) B, then an epilogue: f(C + bias); or C * f'(h) when h is given;
+// or, when a density is, the gradient of its Bernoulli likelihood with logits C + bias, and log p(x|z) in a part per
+// panel.
 struct Affine {
   bool bf16;
   const float* a;
@@ -57,7 +77,9 @@ struct Affine {
   const float* h;  // float32, or pairs along the rows
   long h_ld;
   Activation activation;
-  float* c;  // or null
+  const Density* density;
+  float* log_px;  // with density: [panels][rows]
+  float* c;       // or null
   long c_ld;
   Pairs pairs;  // C once more, where bf16 and not null
   int rows, depth, panels;
@@ -119,24 +141,6 @@ struct Latent {
   float kl_scale;
   float *dmu, *dlogvar;
   long dhead_ld;
-};
-
-struct Density {
-  Likelihood likelihood;
-  bool sigmoid_mean;
-  float logvar_floor;
-  const float* x;
-  long x_ld;
-  int x_rows;  // row r of out is compared with row r % x_rows of x
-  int data_dim;
-  const float* out;
-  long out_ld;
-  float scale;
-  float* log_px;
-  float* dout;
-  long dout_ld;
-  float* mean;
-  long mean_ld;
 };
 
 struct Kernels {

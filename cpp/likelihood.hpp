@@ -5,16 +5,35 @@
 
 constexpr float log_two_pi = 1.83787707f;
 
-void bernoulli_row(const Density& g, const float* x, const float* out, float* dout, float& log_px) {
+// Of the W columns from d, those that there are.
+inline int lanes_from(const Density& g, int d) {
+  const int left = g.data_dim - d;
+  return left < 0 ? 0 : left < W ? left : W;
+}
+
+// One panel of one row, columns from d: log p of its logits a; they become the gradient, zero in the padding.
+inline float bernoulli_panel(const Density& g, const float* x, int d, V (&a)[vectors]) {
   V total = {};
-  for_vectors(g.data_dim, [&](int d, int lanes) {
-    V target = load_lanes(x + d, lanes), a = load_lanes(out + d, lanes);
-    Logistic f = logistic(a);
-    V term = (target * a - max(a, V{})) - f.tail;  // in this order the large parts cancel exactly when x is 1
-    total += lanes < W ? keep(term, lanes) : term;
-    if (dout) store_lanes(dout + d, g.scale * (target - f.sigmoid), lanes);
-  });
-  log_px = sum(total);
+  for (int v = 0; v < vectors; ++v, d += W) {
+    const int lanes = lanes_from(g, d);
+    V target = load_lanes(x + d, lanes);
+    Logistic f = logistic(a[v]);
+    V term = (target * a[v] - max(a[v], V{})) - f.tail;  // in this order the large parts cancel exactly when x is 1
+    a[v] = g.scale * (target - f.sigmoid);
+    if (lanes < W) term = keep(term, lanes), a[v] = keep(a[v], lanes);
+    total += term;
+  }
+  return sum(total);
+}
+
+void bernoulli_row(const Density& g, const float* x, const float* out, float* dout, float& log_px) {
+  log_px = 0;
+  for (int d = 0; d < g.data_dim; d += panel) {
+    V a[vectors];
+    for (int v = 0; v < vectors; ++v) a[v] = load_lanes(out + d + v * W, lanes_from(g, d + v * W));
+    log_px += bernoulli_panel(g, x, d, a);
+    for (int v = 0; dout && v < vectors; ++v) store_lanes(dout + d + v * W, a[v], lanes_from(g, d + v * W));
+  }
 }
 
 void gaussian_row(const Density& g, const float* x, const float* out, float* dout, float& log_px) {

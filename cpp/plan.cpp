@@ -75,7 +75,7 @@ Plan::Plan(Spec s, int rows, int draws, bool bf16, int threads)
   dz_ = matrix(all, spec.latent_dim, float32);
   eps_ = Floats(static_cast<size_t>(all) * spec.latent_dim);
   kl_ = Floats(rows);
-  log_px_ = Floats(all);
+  log_px_ = Floats(static_cast<size_t>(decoder_.layers.back().panels + threads) * all);
 }
 
 Matrix Plan::matrix(int rows, int columns, int forms) const {
@@ -202,8 +202,9 @@ bool Plan::proceed(Team& team, int clock_phase) {
   return phase < stop_phase_.load(std::memory_order_relaxed);
 }
 
-// y_i = f(y_{i-1} W_i + b_i), the last layer affine
-bool Plan::forward(Team& team, Chain& chain, Operand x, int rows, const Lists* lists, const Lists* columns) {
+// y_i = f(y_{i-1} W_i + b_i), the last layer affine; with a density its gradient in place of the last y
+bool Plan::forward(Team& team, Chain& chain, Operand x, int rows, const Lists* lists, const Lists* columns,
+                   const Density* density) {
   for (size_t i = 0; i < chain.layers.size(); ++i) {
     const Layer& layer = chain.layers[i];
     Affine g = {};
@@ -218,6 +219,13 @@ bool Plan::forward(Team& team, Chain& chain, Operand x, int rows, const Lists* l
     g.c = chain.y[i].p;
     g.c_ld = chain.y[i].ld;
     g.pairs = chain.y[i].pairs;
+    if (density && i + 1 == chain.layers.size()) {
+      g.density = density;
+      g.log_px = log_px_.get();
+      g.c = bf16 ? nullptr : chain.dy[i].p;
+      g.c_ld = chain.dy[i].ld;
+      g.pairs = chain.dy[i].pairs;
+    }
     g.rows = rows;
     g.depth = units(layer.fan_in);
     g.panels = layer.panels;

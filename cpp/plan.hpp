@@ -174,6 +174,7 @@ class Plan {
   void store_hidden(const Chain& chain, const std::vector<float*>& hidden, Share share) const;
   void load_hidden(const Chain& chain, const std::vector<const float*>& hidden, int rows, Share share) const;
   Density density(int x_rows) const;
+  double log_px_sum(const Team& team, int rows, int parts) const;
 
   // Taken by every operation. A second call from the thread that holds it (a signal handler's) is an error, not a
   // deadlock.
@@ -190,7 +191,7 @@ class Plan {
   void pack_state(Team& team, Chain& chain, const float* state, int slots);
   void unpack(Team& team, const Chain& chain, float* params, float* state, int slots);
   bool forward(Team& team, Chain& chain, Operand x, int rows, const Lists* lists = nullptr,
-               const Lists* columns = nullptr);
+               const Lists* columns = nullptr, const Density* density = nullptr);
   bool backward(Team& team, Chain& chain, int rows);
   bool input_gradient(Team& team, const Layer& layer, const Matrix& dy, int rows, const Matrix* h,
                       Activation activation, Matrix& dx);
@@ -215,7 +216,8 @@ class Plan {
   ThreadPool pool_;
   Chain encoder_, decoder_;
   Matrix x_, z_, dz_;
-  Floats eps_, kl_, log_px_;
+  Floats eps_, kl_;
+  Floats log_px_;  // in parts: one per panel of logits, and a row of sums for each thread
   // Of the minibatch: units along its rows, by row and by column, for products forward; units across the rows (in
   // float32 the same), by column, for weight gradients.
   NonzeroLists along_rows_, along_columns_, across_columns_;

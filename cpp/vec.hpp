@@ -94,13 +94,17 @@ struct Bfloat16 {
 };
 #endif
 
-// Lanes added in a fixed order.
+// Lanes added in a fixed order: each half to the other.
 inline float sum(V v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(reinterpret_cast<__m512>(v));
+#else
   alignas(64) float lanes[W];
   store(lanes, v);
   for (int half = W / 2; half; half /= 2)
     for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
   return lanes[0];
+#endif
 }
 
 inline V sqrt(V a) {
