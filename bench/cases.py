@@ -132,7 +132,7 @@ CASES = {
             "20000 columns, 1 % nonzero (uint8 CSR), 600 hidden, 200 latent dimensions, Adagrad",
             _WIDE,
             100,
-            12,
+            20,
             source="sparse",
             n_rows=10000,
         ),

@@ -158,29 +158,21 @@ void Plan::encoder_backward(const float* params, const float* x, int rows, const
 void Plan::log_joint(const float* params, const float* x, int x_rows, const float* z, int rows, float* log_pxz,
                      float* dz) {
   Turn turn(*this);
-  const Matrix &out = decoder_.y.back(), &dout = decoder_.dy.back();
   Density g = density(x_rows);
   g.x = x;
   g.x_ld = spec.data_dim;
-  g.out = out.p;
-  g.out_ld = out.ld;
   g.scale = 1;
-  g.log_px = log_pxz;
-  g.dout = dz ? dout.p : nullptr;
-  g.dout_ld = dout.ld;
   pool_.run([&](Team& team) {
     const Share mine = share(team, rows);
     pack(team, decoder_, params, dz != nullptr);
     if (bf16) load(z, spec.latent_dim, z_, rows, mine);
     team.barrier();
-    forward(team, decoder_, bf16 ? along(z_) : Operand{z, spec.latent_dim}, rows);
-    kernels.likelihood(g, mine.begin, mine.end);
+    decode(team, bf16 ? along(z_) : Operand{z, spec.latent_dim}, rows, g, dz != nullptr);
     if (dz) {
-      to_pairs(dout, spec.heads() * spec.data_dim, rows, mine);
-      team.barrier();
       backward(team, decoder_, rows);
       input_gradient(team, decoder_.layers[0], decoder_.dy[0], rows, nullptr, Activation::none, dz_);
     }
+    const float* log_px = sum_log_px(team, rows, mine);
     constexpr float log_two_pi = 1.83787707f;
     for (int r = mine.begin; r < mine.end; ++r) {
       const float* zr = z + static_cast<size_t>(r) * spec.latent_dim;
@@ -189,7 +181,7 @@ void Plan::log_joint(const float* params, const float* x, int x_rows, const floa
         twice_negative += log_two_pi + zr[j] * zr[j];
         if (dz) dz[static_cast<size_t>(r) * spec.latent_dim + j] = dz_.p[r * dz_.ld + j] - zr[j];
       }
-      log_pxz[r] -= 0.5f * twice_negative;
+      log_pxz[r] = log_px[r] - 0.5f * twice_negative;
     }
   });
 }

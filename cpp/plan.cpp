@@ -222,9 +222,9 @@ bool Plan::forward(Team& team, Chain& chain, Operand x, int rows, const Lists* l
     if (density && i + 1 == chain.layers.size()) {
       g.density = density;
       g.log_px = log_px_.get();
-      g.c = bf16 ? nullptr : chain.dy[i].p;
+      g.c = bf16 ? nullptr : density->dout;
       g.c_ld = chain.dy[i].ld;
-      g.pairs = chain.dy[i].pairs;
+      g.pairs = density->dout ? chain.dy[i].pairs : Pairs{};
     }
     g.rows = rows;
     g.depth = units(layer.fan_in);
@@ -236,6 +236,33 @@ bool Plan::forward(Team& team, Chain& chain, Operand x, int rows, const Lists* l
     if (!proceed(team, layer.forward_phase)) return false;
   }
   return true;
+}
+
+// The decoder and its likelihood g: log p(x|z) in parts for `sum_log_px`, and its gradient in the decoder's last dy.
+bool Plan::decode(Team& team, Operand z, int rows, Density g, bool gradient) {
+  const Matrix &out = decoder_.y.back(), &dout = decoder_.dy.back();
+  g.dout = gradient ? dout.p : nullptr;
+  g.dout_ld = dout.ld;
+  const bool fused = spec.likelihood == Likelihood::bernoulli;  // the two heads of the Gaussian lie in different panels
+  if (!forward(team, decoder_, z, rows, nullptr, nullptr, fused ? &g : nullptr)) return false;
+  if (fused) return true;
+  g.out = out.p;
+  g.out_ld = out.ld;
+  g.log_px = log_px_.get();
+  const Share mine = share(team, rows);
+  kernels.likelihood(g, mine.begin, mine.end);
+  if (gradient) to_pairs(dout, spec.heads() * spec.data_dim, rows, mine);
+  return proceed(team, likelihood_phase_);
+}
+
+// The rows' log p(x|z), each the sum of its parts, in a place of this thread's own.
+const float* Plan::sum_log_px(const Team& team, int rows, Share share) const {
+  const int panels = decoder_.layers.back().panels, parts = spec.likelihood == Likelihood::bernoulli ? panels : 1;
+  float* sum = log_px_.get() + static_cast<size_t>(panels + team.id) * rows;
+  std::fill(sum + share.begin, sum + share.end, 0.0f);
+  for (int p = 0; p < parts; ++p)
+    for (int r = share.begin; r < share.end; ++r) sum[r] += log_px_.get()[static_cast<size_t>(p) * rows + r];
+  return sum;
 }
 
 // dx = dy W^T, times f'(h) when h is given

@@ -174,7 +174,8 @@ class Plan {
   void store_hidden(const Chain& chain, const std::vector<float*>& hidden, Share share) const;
   void load_hidden(const Chain& chain, const std::vector<const float*>& hidden, int rows, Share share) const;
   Density density(int x_rows) const;
-  double log_px_sum(const Team& team, int rows, int parts) const;
+  bool decode(Team& team, Operand z, int rows, Density g, bool gradient);
+  const float* sum_log_px(const Team& team, int rows, Share share) const;
 
   // Taken by every operation. A second call from the thread that holds it (a signal handler's) is an error, not a
   // deadlock.

@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <numeric>
 
 #include "plan.hpp"
 
@@ -25,17 +24,6 @@ Update OptimizerSpec::at(int64_t step, double decay) const {
   u.epsilon = static_cast<float>(epsilon);
   u.decay = static_cast<float>(decay);
   return u;
-}
-
-// Over rows, each the sum of its parts. Every thread adds the same numbers in the same order, which costs less than
-// another barrier.
-double Plan::log_px_sum(const Team& team, int rows, int parts) const {
-  const float* part = log_px_.get();
-  float* row = log_px_.get() + static_cast<size_t>(decoder_.layers.back().panels + team.id) * rows;
-  std::fill(row, row + rows, 0.0f);
-  for (int p = 0; p < parts; ++p, part += rows)
-    for (int r = 0; r < rows; ++r) row[r] += part[r];
-  return std::accumulate(row, row + rows, 0.0);
 }
 
 // One step of Algorithm 1. False, with nothing updated, when the bound is not finite or an interrupt is due.
@@ -82,25 +70,16 @@ bool Plan::step(Team& team, const TrainArguments& t, int64_t i) {
   to_pairs(z_, latent_dim, all, of_all);
   if (!proceed(team, latent_forward_phase_)) return false;
 
-  Matrix &out = decoder_.y.back(), &dout = decoder_.dy.back();
   Density g = density(t.rows);
   g.x = x_.p;
   g.x_ld = x_.ld;
-  g.out = out.p;
-  g.out_ld = out.ld;
   g.scale = static_cast<float>(1.0 / all);
-  g.log_px = log_px_.get();
-  g.dout = dout.p;
-  g.dout_ld = dout.ld;
-  const bool fused = spec.likelihood == Likelihood::bernoulli;
-  if (!forward(team, decoder_, along(z_), all, nullptr, nullptr, fused ? &g : nullptr)) return false;
-  if (!fused) {
-    kernels.likelihood(g, of_all.begin, of_all.end);
-    to_pairs(dout, spec.heads() * spec.data_dim, all, of_all);
-    if (!proceed(team, likelihood_phase_)) return false;
-  }
+  if (!decode(team, along(z_), all, g, true)) return false;
 
-  double log_px = log_px_sum(team, all, fused ? decoder_.layers.back().panels : 1), kl = 0;
+  // every thread adds the same few numbers in the same order, which costs less than another barrier
+  const float* row_log_px = sum_log_px(team, all, {0, all});
+  double log_px = 0, kl = 0;
+  for (int r = 0; r < all; ++r) log_px += row_log_px[r];
   for (int m = 0; m < t.rows; ++m) kl += kl_.get()[m];
   log_px /= all;
   kl /= t.rows;

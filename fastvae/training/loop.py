@@ -24,7 +24,7 @@ from fastvae.training.state import State
 __all__ = ["Run", "run_epochs", "run_pass"]
 
 # Time between two looks at callbacks; Ctrl-C does not wait for it, the engine answers. Results do not depend on it.
-CHUNK_SECONDS = 0.5
+CHUNK_SECONDS = 1.0
 MAX_CHUNK_STEPS = 1 << 16
 
 
