@@ -25,7 +25,8 @@ class BoundPlan {
   int n_threads() const { return plan_.threads; }
   py::dict phase_seconds() const {
     py::dict seconds;
-    for (const auto& phase : plan_.phases()) seconds[py::str(phase.name)] = phase.seconds;
+    for (const auto& phase : plan_.phases())
+      if (phase.seconds > 0) seconds[py::str(phase.name)] = phase.seconds;
     return seconds;
   }
 
@@ -296,7 +297,7 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
       .def_property_readonly("draws", &BoundPlan::draws)
       .def_property_readonly("n_threads", &BoundPlan::n_threads)
       .def_property_readonly("phase_seconds", &BoundPlan::phase_seconds,
-                             "Seconds of each phase of the training steps so far, on the calling thread.")
+                             "Seconds of each phase that the training steps so far went through, on the calling thread.")
       .def_property_readonly("precision", &BoundPlan::precision)
       .def("gather", &BoundPlan::gather, py::kw_only(), "data"_a, "index"_a, "scale"_a, "binarize"_a, "seed"_a,
            "step"_a, "x"_a)
