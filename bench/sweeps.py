@@ -21,7 +21,7 @@ AXES: dict[str, tuple[str, tuple[int, ...]]] = {
 }
 
 # FLOPs of a turn.
-_TURN_FLOPS = 2e10
+_TURN_FLOPS = 1e11
 
 
 def sweep(
