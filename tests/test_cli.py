@@ -23,6 +23,7 @@ from fastvae.cli import main
 from fastvae.data import load
 from fastvae.files import lock_folder, replace_file
 from fastvae.kernels import Engine
+from fastvae.model import Model
 from fastvae.model_file import to_checkpoint
 
 COMMAND = [sys.executable, "-P", "-c", "from fastvae.cli import main; main()"]
@@ -598,7 +599,7 @@ def test_an_unforeseen_error_is_one_line_too(
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("the moon\nis full")
 
-    monkeypatch.setattr(VAE, "evaluate", fail)
+    monkeypatch.setattr(Model, "evaluate", fail)
 
     assert_error(fastvae("evaluate", run_folder), 1, "internal error, RuntimeError: the moon is full")
     monkeypatch.setenv("FASTVAE_DEBUG", "1")
