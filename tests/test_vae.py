@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -348,6 +349,7 @@ def test_scikit_learn_finds_what_it_expects() -> None:
     assert pipeline.score(rows) < 0
     assert model.get_feature_names_out().tolist() == ["vae0", "vae1"]
     assert "latent_dim=2" in repr(model)
+    assert inspect.unwrap(VAE.transform) is not VAE.transform  # by set_output
     np.testing.assert_array_equal(make_vae().fit_transform(rows), model.transform(rows))
 
 
