@@ -32,7 +32,6 @@ from typing import Any, BinaryIO
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as _deserialize
-from safetensors.numpy import save as _serialize
 
 from fastvae.errors import CheckpointError, NewerFormatError
 from fastvae.files import make_folder, open_temporary, remove_stale, sync_folder
@@ -42,6 +41,7 @@ __all__ = ["FORMAT_VERSION", "Checkpoint", "list_checkpoints", "load_latest", "r
 FORMAT_VERSION = 1
 
 _DTYPES = {"F32": np.dtype(np.float32), "F64": np.dtype(np.float64), "I64": np.dtype(np.int64)}
+_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _MAX_HEADER = 100_000_000  # bytes; the safetensors library refuses to read a longer one
 _NAME = re.compile(r"checkpoint-[0-9]{12,}\.safetensors")
 # Quotes inside JSON strings are escaped, so neither metadata nor a tensor name can look like the seal.
@@ -91,10 +91,10 @@ def write(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
         A tensor or a metadata value that the format cannot hold without loss. Nothing was written.
     """
     path = Path(path)
-    header, body = _encode(checkpoint)
+    parts = _encode(checkpoint)
     try:
         remove_stale(path.parent)
-        _write_durably(path, header, body)
+        _write_durably(path, parts)
     except OSError as error:
         raise _not_written(path, error) from error
 
@@ -256,8 +256,11 @@ def _step(path: Path) -> int:
 # Format ---------------------------------------------------------------------------------------------------------------
 
 
-def _encode(checkpoint: Checkpoint) -> tuple[bytes, memoryview]:
-    """Return the sealed header and the tensor bytes of the file."""
+def _encode(checkpoint: Checkpoint) -> list[bytes | memoryview]:
+    """Return the file in parts: the sealed header, and every tensor's bytes where they lie, since a model may be large.
+
+    The library's own writer would copy them twice.
+    """
     _check_tensors(checkpoint.tensors)
     if not isinstance(checkpoint.metadata, dict):
         raise TypeError(f"metadata must be a dict, got {type(checkpoint.metadata).__name__}")
@@ -269,15 +272,22 @@ def _encode(checkpoint: Checkpoint) -> tuple[bytes, memoryview]:
         "sha256": json.dumps({name: _sha256(tensor) for name, tensor in checkpoint.tensors.items()}),
         "header_sha256": _UNSEALED,
     }
-    content: bytes = _serialize(checkpoint.tensors, metadata=fields)
-    length = int.from_bytes(content[:8], "little")
-    if length > _MAX_HEADER:
+    header: dict[str, Any] = {"__metadata__": fields}
+    body: list[bytes | memoryview] = []
+    end = 0
+    # The widest elements first, so that all are aligned.
+    for name, tensor in sorted(checkpoint.tensors.items(), key=lambda item: -item[1].itemsize):
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _DTYPE_NAMES[tensor.dtype], "shape": tensor.shape, "data_offsets": (start, end)}
+        body.append(_raw(tensor))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > _MAX_HEADER:
         raise CheckpointError(
-            f"cannot write a checkpoint: names and metadata take {length} bytes, the format holds {_MAX_HEADER}; "
+            f"cannot write a checkpoint: names and metadata take {len(text)} bytes, the format holds {_MAX_HEADER}; "
             "shorten the history or store it as a tensor"
         )
-    header = content[: 8 + length]
-    return _seal(header), memoryview(content)[8 + length :]
+    return [_seal(len(text).to_bytes(8, "little") + text), *body]
 
 
 def _decode(path: Path, header: dict[str, Any], content: bytes) -> Checkpoint:
@@ -338,17 +348,20 @@ def _read_header(path: Path, handle: BinaryIO) -> dict[str, Any]:
 
 def _seal(header: bytes) -> bytes:
     """Set ``header_sha256`` in a header (length prefix included) to what it must be."""
-    match = _SEAL.search(header)
-    if match is None:
-        raise CheckpointError("cannot seal the header: this safetensors library spaces its JSON; install safetensors<1")
-    before, after = header[: match.start(1)], header[match.end(1) :]
-    digest = hashlib.sha256(before + _UNSEALED.encode() + after).hexdigest()
-    return before + digest.encode() + after
+
+    def write(digest: str) -> bytes:
+        return _SEAL.sub(b'"header_sha256":"%b"' % digest.encode(), header, count=1)
+
+    return write(hashlib.sha256(write(_UNSEALED)).hexdigest())
 
 
 def _sha256(tensor: np.ndarray) -> str:
-    # hashlib takes one-dimensional buffers only; the view copies nothing.
-    return hashlib.sha256(tensor.reshape(-1).view(np.uint8).data).hexdigest()
+    return hashlib.sha256(_raw(tensor)).hexdigest()
+
+
+def _raw(tensor: np.ndarray) -> memoryview:
+    """Return the bytes of a tensor, without a copy."""
+    return tensor.reshape(-1).view(np.uint8).data
 
 
 def _check_tensors(tensors: dict[str, np.ndarray]) -> None:
@@ -379,12 +392,11 @@ def _check_json(value: object, where: str) -> None:
 # Disk -----------------------------------------------------------------------------------------------------------------
 
 
-def _write_durably(path: Path, header: bytes, body: memoryview) -> None:
+def _write_durably(path: Path, parts: list[bytes | memoryview]) -> None:
     handle, temporary = open_temporary(path.parent)
     try:
         with handle:
-            handle.write(header)
-            handle.write(body)
+            handle.writelines(parts)
             handle.flush()
             os.fsync(handle.fileno())
             os.replace(temporary, path)  # before the handle and so the lock is released: see remove_stale

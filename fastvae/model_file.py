@@ -1,29 +1,31 @@
-"""A fitted estimator as a checkpoint, and back."""
+"""A fitted model as a checkpoint, and back."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastvae import __version__, backends, settings
 from fastvae.checkpoint import Checkpoint, load_latest, read
 from fastvae.errors import CheckpointError
+from fastvae.model import Model
 from fastvae.network import Network
 from fastvae.optimizer import Optimizer
 from fastvae.training.state import State
-from fastvae.vae import VAE
 
 __all__ = ["from_checkpoint", "read_model", "to_checkpoint"]
 
+M = TypeVar("M", bound=Model)
 
-def to_checkpoint(model: VAE, **extra: Any) -> Checkpoint:
-    """Return the whole state of a fitted estimator: parameters, optimizer, counters, history, what they belong to.
+
+def to_checkpoint(model: Model, **extra: Any) -> Checkpoint:
+    """Return the whole state of a fitted model: parameters, optimizer, counters, history, what they belong to.
 
     Parameters
     ----------
-    model : VAE
+    model : Model
     **extra
         Further metadata.
     """
@@ -53,8 +55,8 @@ def to_checkpoint(model: VAE, **extra: Any) -> Checkpoint:
     return Checkpoint(model.state_.to_tensors(), metadata)
 
 
-def from_checkpoint(checkpoint: Checkpoint, kind: type[VAE] = VAE) -> VAE:
-    """Build a fitted estimator from `to_checkpoint`'s result.
+def from_checkpoint(checkpoint: Checkpoint, kind: type[M]) -> M:
+    """Build a fitted model of a class from `to_checkpoint`'s result.
 
     Raises
     ------
@@ -87,8 +89,8 @@ def from_checkpoint(checkpoint: Checkpoint, kind: type[VAE] = VAE) -> VAE:
 
 
 def read_model(
-    path: str | os.PathLike[str], on_damaged: Callable[[Path, CheckpointError], None], kind: type[VAE] = VAE
-) -> tuple[Path, Checkpoint, VAE]:
+    path: str | os.PathLike[str], on_damaged: Callable[[Path, CheckpointError], None], kind: type[M]
+) -> tuple[Path, Checkpoint, M]:
     """Read a checkpoint: a file, or the newest of a folder of checkpoints or of a run.
 
     Parameters
@@ -97,12 +99,12 @@ def read_model(
     on_damaged : callable
         Called with path and error for every newer file of a folder that is damaged.
     kind : type
-        Class of the estimator.
+        `Model`, or a class of these such as `fastvae.VAE`.
 
     Returns
     -------
     path, checkpoint, model
-        The file taken, its content, and the estimator in it.
+        The file taken, its content, and the model in it.
 
     Raises
     ------

@@ -1,7 +1,8 @@
-"""The estimator's parameters: their checks, what is derived from them, and their JSON form."""
+"""A model's parameters: their checks, what is derived from them, and their JSON form."""
 
 from __future__ import annotations
 
+import inspect
 import os
 import secrets
 from collections.abc import Mapping
@@ -18,16 +19,18 @@ from fastvae.network import MAX_WIDTH, Network, check_init
 from fastvae.optimizer import DEFAULT_LEARNING_RATES, OPTIMIZERS, Optimizer
 
 if TYPE_CHECKING:
-    from fastvae.vae import VAE
+    from fastvae.model import Model
 
 __all__ = [
     "TRAINING_BINARIZE",
     "check",
     "check_batch_size",
+    "check_fitted",
     "check_memory",
     "check_unchanged",
     "dtype",
     "from_json",
+    "is_fitted",
     "network",
     "optimizer",
     "seed",
@@ -40,7 +43,7 @@ TRAINING_BINARIZE = ("none", "dynamic", "fixed")
 _NOISE_BYTES, _ACTIVATION_BYTES = 48, 12
 
 
-def check(model: VAE) -> None:
+def check(model: Model) -> None:
     """Check every parameter that does not depend on the data.
 
     Raises
@@ -79,7 +82,7 @@ def check(model: VAE) -> None:
         )
 
 
-def network(model: VAE, data_dim: int) -> Network:
+def network(model: Model, data_dim: int) -> Network:
     """Return the network for data of D columns."""
     encoder = _widths("hidden_dims", model.hidden_dims)
     decoder = model.decoder_hidden_dims
@@ -101,7 +104,7 @@ def _widths(name: str, value: Any) -> tuple[int, ...]:
     return tuple(integer(f"{name}[{i}]", width, low=1, high=MAX_WIDTH) for i, width in enumerate(value))
 
 
-def optimizer(model: VAE) -> Optimizer:
+def optimizer(model: Model) -> Optimizer:
     """Return the optimizer, with the default learning rate of its name."""
     chosen, rate = model.optimizer, model.learning_rate
     if isinstance(chosen, Optimizer):
@@ -112,7 +115,7 @@ def optimizer(model: VAE) -> Optimizer:
     return Optimizer(name, DEFAULT_LEARNING_RATES[name] if rate is None else rate)
 
 
-def dtype(model: VAE) -> np.dtype[Any]:
+def dtype(model: Model) -> np.dtype[Any]:
     """Return the dtype of parameters: float64 for precision fp64, float32 for every other."""
     return np.dtype(np.float64 if model.precision == "fp64" else np.float32)
 
@@ -135,7 +138,29 @@ def seed(random_state: Any) -> int:
     return int(random_state)
 
 
-def check_unchanged(model: VAE) -> None:
+def is_fitted(model: Model) -> bool:
+    """Return whether a model has been trained, or loaded."""
+    return hasattr(model, "state_")
+
+
+def check_fitted(model: Model) -> None:
+    """Refuse a model that has not been trained.
+
+    Raises
+    ------
+    NotFittedError
+        scikit-learn's, which is imported for it alone.
+    """
+    if not is_fitted(model):
+        from sklearn.exceptions import NotFittedError
+
+        raise NotFittedError(
+            f"This {type(model).__name__} instance is not fitted yet. Call 'fit' with appropriate arguments before "
+            "using this estimator."
+        )
+
+
+def check_unchanged(model: Model) -> None:
     """Refuse to go on with training when what the fitted state depends on was changed after it began.
 
     Raises
@@ -152,7 +177,7 @@ def check_unchanged(model: VAE) -> None:
             raise ValueError(f"training began with {name} {before}, not {after}; set it back or fit anew")
 
 
-def check_batch_size(model: VAE) -> None:
+def check_batch_size(model: Model) -> None:
     """Refuse to resume `fit` with another minibatch size: a step's number would stand for another place in the data.
 
     Raises
@@ -166,7 +191,7 @@ def check_batch_size(model: VAE) -> None:
         raise ValueError(f"training began with batch_size {before}, not {model.batch_size}; set it back or fit anew")
 
 
-def check_memory(model: VAE, network: Network, optimizer: Optimizer) -> None:
+def check_memory(model: Model, network: Network, optimizer: Optimizer) -> None:
     """Refuse a model that cannot fit, before the system kills the process for it.
 
     Raises
@@ -193,10 +218,10 @@ def check_memory(model: VAE, network: Network, optimizer: Optimizer) -> None:
         )
 
 
-def to_json(model: VAE) -> dict[str, Any]:
-    """Return the estimator's parameters as JSON-serialisable values; callbacks and random_state are left out."""
-    values = model.get_params(deep=False)
-    return {name: _plain(value) for name, value in values.items() if name not in ("callbacks", "random_state")}
+def to_json(model: Model) -> dict[str, Any]:
+    """Return the parameters as JSON-serialisable values; callbacks and random_state are left out."""
+    names = sorted(inspect.signature(type(model)).parameters.keys() - {"callbacks", "random_state"})
+    return {name: _plain(getattr(model, name)) for name in names}
 
 
 def _plain(value: Any) -> Any:

@@ -23,7 +23,9 @@ from fastvae.cli import main
 from fastvae.data import load
 from fastvae.files import lock_folder, replace_file
 from fastvae.kernels import Engine
+from fastvae.model import Model
 from fastvae.model_file import to_checkpoint
+from fastvae.report import write_png
 
 COMMAND = [sys.executable, "-P", "-c", "from fastvae.cli import main; main()"]
 QUICK = ("--hidden", "16", "--latent-dim", "2", "--epochs", "2")
@@ -522,18 +524,13 @@ def test_a_folder_that_fills_up_names_the_newest_checkpoint(
     assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].stem[-2:] == "10"
 
 
-def test_pictures_without_matplotlib_are_a_note(
-    fastvae: Callable[..., Result], tmp_path: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setitem(sys.modules, "matplotlib.image", None)
+def test_pictures_hold_the_grey_levels(tmp_path: Path) -> None:
+    image = pytest.importorskip("matplotlib.image")
+    levels = np.arange(256, dtype=np.uint8).reshape(8, 32)
 
-    result = fastvae("train", *QUICK, "--out", tmp_path / "run", "--json")
+    write_png(tmp_path / "x.png", levels / np.float32(255))
 
-    assert result.code == 0
-    assert result.json()["steps"] == 30
-    assert "pip install 'fastvae[plot]'" in result.err
-    assert_error(fastvae("sample", run_folder, "--out", tmp_path / "x.png"), 1, "pip install 'fastvae[plot]'")
+    np.testing.assert_array_equal(np.rint(255 * image.imread(tmp_path / "x.png")), levels)
 
 
 def test_rows_that_are_no_images_have_no_pictures(fastvae: Callable[..., Result], tmp_path: Path) -> None:
@@ -579,6 +576,49 @@ def test_help_imports_nothing_heavy() -> None:
     assert result.stderr == "[]\n"
 
 
+def test_training_imports_nothing_that_it_does_not_need(tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).random((300, 4, 4)))
+    args = ["train", "--data", str(tmp_path / "images.npy"), *QUICK, "--backend", "reference"]
+    code = (
+        "import sys; from fastvae.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "finally: print(sorted({'sklearn', 'scipy', 'matplotlib', 'tqdm'} & set(sys.modules)), file=sys.stderr)"
+    )
+    out = ["--out", str(tmp_path / "run")]
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", code, *args, *out], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert result.stderr.splitlines()[-1] == "[]"
+    assert (tmp_path / "run" / "samples.png").exists()
+
+
+def peak_memory(*command: str | Path) -> float:
+    """Return the peak resident memory of a process in MB (2^20 bytes)."""
+    # An interpreter of its own starts it: the system counts in what the starting process held, here pytest.
+    code = (
+        "import os, sys; pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)\n"
+        "_, status, usage = os.wait4(pid, 0); print(usage.ru_maxrss); sys.exit(os.waitstatus_to_exitcode(status))"
+    )
+    measure = [sys.executable, "-S", "-c", code, *map(str, command)]
+    done = subprocess.run(measure, capture_output=True, text=True, timeout=300, check=True)
+    return int(done.stdout.splitlines()[-1]) / 1024
+
+
+@pytest.mark.realdata
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit here")
+def test_a_run_on_mnist_takes_120_mb_more_than_numpy(data_root: Path, tmp_path: Path) -> None:
+    if reason := backends.unavailable("cpp"):
+        pytest.skip(reason)
+    run = ("train", "--data", "mnist", "--data-dir", data_root, "--epochs", "2", "--out", tmp_path / "run")
+
+    numpy_alone = peak_memory(sys.executable, "-c", "import numpy")
+    peak = peak_memory(*COMMAND, *run, "--backend", "cpp")
+
+    assert (tmp_path / "run" / "samples.png").exists()
+    assert peak - numpy_alone <= 120
+
+
 def test_a_closed_stdout_ends_quietly() -> None:
     process = subprocess.Popen([*COMMAND, "data"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
@@ -598,7 +638,7 @@ def test_an_unforeseen_error_is_one_line_too(
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("the moon\nis full")
 
-    monkeypatch.setattr(VAE, "evaluate", fail)
+    monkeypatch.setattr(Model, "evaluate", fail)
 
     assert_error(fastvae("evaluate", run_folder), 1, "internal error, RuntimeError: the moon is full")
     monkeypatch.setenv("FASTVAE_DEBUG", "1")

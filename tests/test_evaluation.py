@@ -213,5 +213,5 @@ def test_draws_must_be_positive(make_plan: Callable[..., Plan], draw_params: Cal
 
 
 def test_batches_stay_small_for_wide_data() -> None:
-    assert batch_rows(Network(data_dim=2048, latent_dim=2)) == 512
+    assert batch_rows(Network(data_dim=2048, latent_dim=2)) == 128
     assert batch_rows(Network(data_dim=2**24, latent_dim=2)) == 16

@@ -69,7 +69,7 @@ def fit_until(model: VAE, step: int, folder: Path) -> None:
 
 def go_on(folder: Path, **changes: Any) -> VAE:
     _, checkpoint = load_latest(folder, on_damaged=lambda *_: None)
-    return from_checkpoint(checkpoint).set_params(**changes).resume(make_rows(), eval_set=make_rows()[:9])
+    return from_checkpoint(checkpoint, VAE).set_params(**changes).resume(make_rows(), eval_set=make_rows()[:9])
 
 
 def assert_same_run(comp: VAE, ref: VAE) -> None:
@@ -102,7 +102,7 @@ def test_resumes_from_every_checkpoint_of_a_run(engine: Engine, tmp_path: Path) 
     assert len(paths) == 16
 
     for path in paths:
-        comp = from_checkpoint(read(path)).resume(make_rows())
+        comp = from_checkpoint(read(path), VAE).resume(make_rows())
         np.testing.assert_array_equal(comp.params_, model.params_)
         assert comp.history_["elbo"] == model.history_["elbo"]
 
@@ -128,7 +128,7 @@ def test_a_damaged_newest_checkpoint_costs_only_its_steps(engine: Engine, tmp_pa
     damaged = []
 
     path, checkpoint = load_latest(tmp_path, on_damaged=lambda path, error: damaged.append(path))
-    comp = from_checkpoint(checkpoint).resume(make_rows(), eval_set=make_rows()[:9])
+    comp = from_checkpoint(checkpoint, VAE).resume(make_rows(), eval_set=make_rows()[:9])
 
     assert damaged == [newest]
     assert path.stem.endswith("8")

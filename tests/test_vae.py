@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from fastvae.data import load
 from fastvae.errors import BackendError, CheckpointError, DataError, DivergenceError
 from fastvae.kernels import Array, Engine
 from fastvae.network import Network
+from fastvae.training import fitting
 
 D = 12
 SMALL: dict[str, Any] = {"latent_dim": 2, "hidden_dims": (9,), "batch_size": 10, "n_epochs": 3, "random_state": 5}
@@ -160,8 +162,8 @@ def test_a_fresh_seed_is_kept_so_that_the_run_can_be_repeated() -> None:
 def test_data_are_trained_on_as_they_are_stored(engine: Engine, convert: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = convert(make_rows() // 64 * 64)
     seen = []
-    keep = VAE._algorithm
-    monkeypatch.setattr(VAE, "_algorithm", lambda self, dataset: (seen.append(dataset.rows), keep(self, dataset))[1])
+    keep = fitting._algorithm
+    monkeypatch.setattr(fitting, "_algorithm", lambda model, data: (seen.append(data.rows), keep(model, data))[1])
     ref = make_vae(engine).fit(make_rows() // 64 * 64)
 
     model = make_vae(engine).fit(rows)
@@ -347,6 +349,7 @@ def test_scikit_learn_finds_what_it_expects() -> None:
     assert pipeline.score(rows) < 0
     assert model.get_feature_names_out().tolist() == ["vae0", "vae1"]
     assert "latent_dim=2" in repr(model)
+    assert inspect.unwrap(VAE.transform) is not VAE.transform  # by set_output
     np.testing.assert_array_equal(make_vae().fit_transform(rows), model.transform(rows))
 
 

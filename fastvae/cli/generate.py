@@ -22,7 +22,7 @@ from fastvae.cli.options import (
 
 if TYPE_CHECKING:
     from fastvae.kernels import Array
-    from fastvae.vae import VAE
+    from fastvae.model import Model
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -144,7 +144,7 @@ def encode(
     _report(out, len(mu), as_json)
 
 
-def _image_shape(model: VAE, out: Path) -> tuple[int, int] | None:
+def _image_shape(model: Model, out: Path) -> tuple[int, int] | None:
     """Return the shape of the model's images for a .png; None for any other file."""
     from fastvae.errors import DataError
 

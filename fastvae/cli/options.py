@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fastvae.checkpoint import Checkpoint
     from fastvae.data import Dataset
     from fastvae.errors import CheckpointError
-    from fastvae.vae import VAE
+    from fastvae.model import Model
 
 __all__ = [
     "PATH",
@@ -150,7 +150,7 @@ def report_damaged(path: Path, error: CheckpointError) -> None:
     note(f"skipping a damaged checkpoint: {' '.join(str(error).split())}")
 
 
-def open_model(path: Path, *, backend: str | None = None, threads: int | None = None) -> tuple[Path, Checkpoint, VAE]:
+def open_model(path: Path, *, backend: str | None = None, threads: int | None = None) -> tuple[Path, Checkpoint, Model]:
     """Read a checkpoint: a file, or the newest of a folder of checkpoints or of a run.
 
     Parameters
@@ -163,19 +163,20 @@ def open_model(path: Path, *, backend: str | None = None, threads: int | None = 
     Returns
     -------
     path, checkpoint, model
-        The file read, its content, and the estimator in it.
+        The file read, its content, and the model in it.
 
     Raises
     ------
     CheckpointError
         There is none that is whole and holds a VAE.
     """
+    from fastvae.model import Model
     from fastvae.model_file import read_model
 
-    path, checkpoint, model = read_model(path, report_damaged)
-    model.set_params(n_threads=threads)
+    path, checkpoint, model = read_model(path, report_damaged, Model)
+    model.n_threads = threads
     if backend is not None:
-        model.set_params(backend=backend)
+        model.backend = backend
     return path, checkpoint, model
 
 

@@ -35,12 +35,12 @@ from fastvae.settings import TRAINING_BINARIZE
 if TYPE_CHECKING:
     from fastvae.data import Split
     from fastvae.errors import CheckpointError
+    from fastvae.model import Model
     from fastvae.training.loop import Run
-    from fastvae.vae import VAE
 
 __all__ = ["FLAGS", "train"]
 
-# flag -> parameter of the estimator
+# flag -> parameter of the model
 _MODEL = {
     "latent_dim": "latent_dim",
     "hidden": "hidden_dims",
@@ -206,9 +206,10 @@ class _Run:
         from fastvae.data.loading import DEFAULT_TEST_FRACTION
         from fastvae.data.registry import REGISTRY
         from fastvae.errors import CheckpointError
+        from fastvae.model import Model
         from fastvae.model_file import read_model
 
-        path, checkpoint, self.model = read_model(self.checkpoints, report_damaged)
+        path, checkpoint, self.model = read_model(self.checkpoints, report_damaged, Model)
         if "run" not in checkpoint.metadata:
             raise _not_a_run(path)
         self.source = checkpoint.metadata["run"]
@@ -234,9 +235,9 @@ class _Run:
             if name not in self.given:
                 self.options[name] = self.source.get(name, self.options[name])
         for flag in self.given & _SESSION.keys():
-            self.model.set_params(**{_SESSION[flag]: self.options[flag]})
+            setattr(self.model, _SESSION[flag], self.options[flag])
         if "threads" not in self.given:
-            self.model.set_params(n_threads=None)
+            self.model.n_threads = None
         engine, old = backends.load(self.model.backend), checkpoint.metadata["engine"]
         isa = backends.isa_level(engine)
         if (engine.NAME, isa) != (old["backend"], old["isa"]):
@@ -294,6 +295,7 @@ class _Run:
         from fastvae.callbacks import Checkpointing
         from fastvae.errors import DivergenceError
         from fastvae.model_file import to_checkpoint
+        from fastvae.training import fitting
 
         self.checkpointing = Checkpointing(
             self.checkpoints,
@@ -302,10 +304,10 @@ class _Run:
             keep=self.options["keep"],
             on_saved=self._write_texts,
         )
-        self.model.set_params(callbacks=[self.checkpointing], verbose=1)
-        fit = self.model.resume if self.resumed else self.model.fit
+        self.model.callbacks, self.model.verbose = [self.checkpointing], 1
+        fit = fitting.resume if self.resumed else fitting.fit
         try:
-            fit(self.split.train, eval_set=self.split.test)
+            fit(self.model, self.split.train, eval_set=self.split.test)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(self._interrupted()) from None
         except Exception as error:
@@ -369,24 +371,22 @@ class _Run:
         if shape is None:
             note("the rows are no images, so no pictures were drawn")
             return
-        try:
-            from fastvae.cli.generate import as_seen
-            from fastvae.report import grid, reconstruction_grid, write_png
+        from fastvae.cli.generate import as_seen
+        from fastvae.report import grid, reconstruction_grid, write_png
 
-            rows = self.split.test or self.split.train
-            rows = rows.select(slice(min(50, rows.n_rows)))
-            pairs = reconstruction_grid(as_seen(rows), self.model.reconstruct(rows), shape)
-            write_png(self.folder / "reconstructions.png", pairs)
-            write_png(self.folder / "samples.png", grid(self.model.sample(100), shape))
-        except ImportError as error:
-            note(f"no pictures were drawn: {error}")
+        rows = self.split.test or self.split.train
+        rows = rows.select(slice(min(50, rows.n_rows)))
+        del self.split  # so that the pictures do not come on top of the training set
+        pairs = reconstruction_grid(as_seen(rows), self.model.reconstruct(rows), shape)
+        write_png(self.folder / "reconstructions.png", pairs)
+        write_png(self.folder / "samples.png", grid(self.model.sample(100), shape))
 
 
-def _new_model(context: click.Context, options: dict[str, Any]) -> VAE:
+def _new_model(context: click.Context, options: dict[str, Any]) -> Model:
     from fastvae import settings
-    from fastvae.vae import VAE
+    from fastvae.model import Model
 
-    model = VAE(**{parameter: options[flag] for flag, parameter in (_MODEL | _SESSION).items()})
+    model = Model(**{parameter: options[flag] for flag, parameter in (_MODEL | _SESSION).items()})
     if model.mean != "sigmoid" and model.likelihood != "gaussian":
         raise click.UsageError(f"--mean {model.mean} needs --likelihood gaussian", context)
     try:

@@ -110,14 +110,15 @@ def evaluate_bound(
     network, dtype = plan.network, params.dtype
     pool = _pool(seed, max(POOL_DRAWS, n_draws), network.latent_dim, dtype)
     log_px, kl = np.zeros(dataset.n_rows), np.empty(dataset.n_rows)
-    mus = np.empty((dataset.n_rows, network.latent_dim), dtype)
+    # Sums over rows of mu and of its square; all mu at once would take more memory than all else here.
+    moments = np.zeros((2, network.latent_dim))
     treatment = "none" if binarize == "none" else "shared"
     z, out = np.empty((plan.rows, network.latent_dim), dtype), np.empty((plan.rows, network.decoder_dims[-1]), dtype)
     hidden = tuple(np.empty((plan.rows, width), dtype) for width in network.decoder_hidden)
     row_kl, row_log_px = np.empty(plan.rows, dtype), np.empty(plan.rows, dtype)
     for rows, x, mu, logvar in encoded_batches(plan, params, dataset, binarize=treatment, seed=seed):
         m = len(x)
-        mus[rows] = mu
+        moments += mu.sum(axis=0, dtype=np.float64), np.square(mu, dtype=np.float64).sum(axis=0)
         layers = tuple(h[:m] for h in hidden)
         places = _row_hashes(dataset, rows)
         for draw in range(n_draws):
@@ -128,11 +129,12 @@ def evaluate_bound(
             log_px[rows] += row_log_px[:m]
         kl[rows] = row_kl[:m]
     log_px /= n_draws
+    mean, mean_square = moments / dataset.n_rows
     return Bound(
         elbo=log_px - kl,
         log_px=log_px,
         kl=kl,
-        active_units=int((mus.var(axis=0, dtype=np.float64) > ACTIVE_VARIANCE).sum()),
+        active_units=int((mean_square - mean**2 > ACTIVE_VARIANCE).sum()),
         n_draws=n_draws,
         seed=seed,
         treatment="as they are" if treatment == "none" else "binarised",

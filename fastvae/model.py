@@ -1,0 +1,165 @@
+"""A model: its parameters, what training has left of it, and what can be asked of it then."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fastvae import settings
+from fastvae.arguments import integer
+from fastvae.callbacks import Callback
+from fastvae.evaluation import DEFAULT_DRAWS, Bound, decode, encode, evaluate_bound
+from fastvae.kernels import Array
+from fastvae.model_data import fitted_dataset
+from fastvae.model_plans import inference_plan
+from fastvae.network import Network
+from fastvae.optimizer import Optimizer
+from fastvae.rng import Stream, normal
+from fastvae.training.state import State
+
+__all__ = ["Model"]
+
+
+@dataclass(eq=False, repr=False)
+class Model:
+    """A variational auto-encoder without scikit-learn, whose import takes longer and more memory than everything else.
+
+    The command line works with it. `fastvae.VAE` is the same as an estimator of scikit-learn, and describes the
+    parameters and fitted attributes; `fastvae.training.fitting` trains either.
+    """
+
+    latent_dim: int = 20
+    _: KW_ONLY
+    hidden_dims: Sequence[int] = (500,)
+    decoder_hidden_dims: Sequence[int] | None = None
+    activation: str = "tanh"
+    likelihood: str = "bernoulli"
+    mean: str = "sigmoid"
+    logvar_floor: float = -10.0
+    binarize: str = "none"
+    optimizer: str | Optimizer = "adam"
+    learning_rate: float | None = None
+    batch_size: int = 100
+    n_epochs: int = 10
+    n_draws: int = 1
+    kl_weight: float = 1.0
+    kl_warmup: int = 0
+    prior: bool = False
+    init: str | float = "fan_in"
+    scale: float | None = None
+    backend: str = "auto"
+    precision: str = "fp32"
+    n_threads: int | None = None
+    random_state: int | np.random.RandomState | None = None
+    verbose: int = 0
+    callbacks: Sequence[Callback] | None = None
+
+    # Not there before training.
+    network_: Network = field(init=False)
+    optimizer_: Optimizer = field(init=False)
+    state_: State = field(init=False)
+    seed_: int = field(init=False)
+    n_features_in_: int = field(init=False)
+    scale_: float = field(init=False)
+    integer_data_: bool = field(init=False)  # whether the training data were grey levels or bits
+    image_shape_: tuple[int, int] | None = field(init=False)
+    fingerprint_: dict[str, Any] | None = field(init=False)  # of the data of `fit`; None after `partial_fit`
+    n_samples_seen_: int = field(init=False)  # rows of `fit`'s data; summed over the calls of `partial_fit`
+
+    @property
+    def params_(self) -> Array:
+        """All parameters in one buffer of shape (P,)."""
+        return self.state_.params
+
+    @property
+    def parameters_(self) -> dict[str, Array]:
+        """The parameters by name, as views of `params_`: ``encoder.0.W`` of shape (D, H), ..."""
+        return self.network_.layout.views(self.params_)
+
+    @property
+    def history_(self) -> dict[str, list[Any]]:
+        """The history, see the class."""
+        return self.state_.history
+
+    @property
+    def n_steps_(self) -> int:
+        """Steps done."""
+        return self.state_.step
+
+    def transform(self, X: Any) -> Array:
+        """Return the posterior mean mu of each row, shape (N, J), float32. Pixels are seen as they are."""
+        dataset = fitted_dataset(self, X)
+        return encode(inference_plan(self), self.params_, dataset)[0]
+
+    def inverse_transform(self, Z: Any) -> Array:
+        """Return the mean of p(x|z).
+
+        Parameters
+        ----------
+        Z : array of shape (N, J)
+
+        Returns
+        -------
+        ndarray of shape (N, D), float32
+            As the model sees data: ``X * scale_``.
+
+        Raises
+        ------
+        ValueError
+            `Z` has another shape, or a value that is not finite.
+        """
+        settings.check_fitted(self)
+        z = np.ascontiguousarray(Z, self.params_.dtype)
+        if z.ndim != 2 or z.shape[1] != self.network_.latent_dim:
+            raise ValueError(f"Z must have shape (n, {self.network_.latent_dim}), got {z.shape}")
+        if not np.isfinite(z).all():
+            raise ValueError("Z has values that are not finite; remove those rows")
+        return decode(inference_plan(self), self.params_, z)
+
+    def reconstruct(self, X: Any) -> Array:
+        """Return the mean of p(x|z) at each row's posterior mean, shape (N, D), float32."""
+        return self.inverse_transform(self.transform(X))
+
+    def sample(self, n_samples: int = 1, *, random_state: int | np.random.RandomState | None = None) -> Array:
+        """Return the mean of p(x|z) for z drawn from the prior.
+
+        Parameters
+        ----------
+        n_samples : int
+        random_state : int or RandomState, optional
+            By default `seed_`: the same samples at every call.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, D), float32
+        """
+        settings.check_fitted(self)
+        n_samples = integer("n_samples", n_samples, low=1)
+        key = self.seed_ if random_state is None else settings.seed(random_state)
+        shape = (n_samples, self.network_.latent_dim)
+        return self.inverse_transform(normal(seed=key, step=0, stream=Stream.SAMPLE, shape=shape))
+
+    def evaluate(self, X: Any, *, n_draws: int = DEFAULT_DRAWS, random_state: int | None = None) -> Bound:
+        """Measure the bound of each row.
+
+        Parameters
+        ----------
+        X : array of shape (N, D), or Dataset
+        n_draws : int
+            L.
+        random_state : int, optional
+            Key of the draws, by default `seed_`.
+
+        Returns
+        -------
+        Bound
+            See `fastvae.evaluation.evaluate_bound`.
+        """
+        dataset = fitted_dataset(self, X)
+        key = self.seed_ if random_state is None else settings.seed(random_state)
+        return evaluate_bound(
+            inference_plan(self), self.params_, dataset, n_draws=n_draws, seed=key, binarize=self.binarize
+        )

@@ -1,0 +1,144 @@
+"""Training a model: from fresh parameters, on from where it stopped, or once over some rows.
+
+`fastvae.VAE` describes the three, their exceptions, and what they leave behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from fastvae import settings
+from fastvae.callbacks import Callback, EpochMetrics, Progress
+from fastvae.data import Dataset
+from fastvae.errors import CheckpointError
+from fastvae.evaluation import PASSING_DRAWS
+from fastvae.model import Model
+from fastvae.model_data import fitted_dataset, is_integer, model_dataset, training_set
+from fastvae.model_plans import training_plan
+from fastvae.network import initialise
+from fastvae.training.algorithm import AEVB
+from fastvae.training.loop import run_epochs, run_pass
+from fastvae.training.state import State, fingerprint
+
+__all__ = ["fit", "partial_fit", "resume"]
+
+
+def fit(model: Model, X: Any, *, eval_set: Any = None) -> None:
+    """Train from fresh parameters for `n_epochs` epochs."""
+    settings.check(model)
+    dataset = training_set(model, X)
+    with _kept_on_error(model):
+        _start(model, dataset)
+        model.fingerprint_ = fingerprint(dataset)
+        model.n_samples_seen_ = dataset.n_rows
+        algorithm, callbacks = _algorithm(model, dataset), _callbacks(model, eval_set)
+    _run_epochs(model, algorithm, callbacks)
+
+
+def resume(model: Model, X: Any, *, eval_set: Any = None) -> None:
+    """Go on with a `fit` that was interrupted, or loaded, or whose `n_epochs` was raised."""
+    settings.check_fitted(model)
+    settings.check(model)
+    settings.check_unchanged(model)
+    if model.fingerprint_ is None:
+        raise CheckpointError("partial_fit has no epochs to resume; call partial_fit with the next rows")
+    settings.check_batch_size(model)
+    dataset = training_set(model, X)
+    found = fingerprint(dataset)
+    for name, expected in model.fingerprint_.items():
+        if found[name] != expected:
+            raise CheckpointError(
+                f"these are not the data of the run: {name} is {found[name]}, was {expected}; "
+                "resume with the same data or start another run"
+            )
+    with _kept_on_error(model):
+        algorithm, callbacks = _algorithm(model, dataset), _callbacks(model, eval_set)
+    _run_epochs(model, algorithm, callbacks)
+
+
+def partial_fit(model: Model, X: Any) -> None:
+    """Train once on the rows of X in the order given, from where training stands or from fresh parameters."""
+    settings.check(model)
+    with _kept_on_error(model):
+        if settings.is_fitted(model):
+            settings.check_unchanged(model)
+            dataset = fitted_dataset(model, X)
+        else:
+            dataset = model_dataset(model, X, model.scale)
+            _start(model, dataset)
+            model.n_samples_seen_ = 0
+        model.fingerprint_ = None
+        model.n_samples_seen_ += dataset.n_rows
+        algorithm, callbacks = _algorithm(model, dataset), _callbacks(model, None)
+    run_pass(algorithm, model.state_, n_rows=dataset.n_rows, batch_size=int(model.batch_size), callbacks=callbacks)
+
+
+@contextmanager
+def _kept_on_error(model: Model) -> Iterator[None]:
+    """Set all attributes back when the block fails; it may replace them, but not change what they hold."""
+    before = vars(model).copy()
+    try:
+        yield
+    except BaseException:
+        model.__dict__ = before
+        raise
+
+
+def _start(model: Model, dataset: Dataset) -> None:
+    """Set the fitted attributes to those of step 0."""
+    network = settings.network(model, dataset.data_dim)
+    optimizer = settings.optimizer(model)
+    settings.check_memory(model, network, optimizer)
+    model.seed_ = settings.seed(model.random_state)
+    model.network_, model.optimizer_ = network, optimizer
+    model.n_features_in_ = dataset.data_dim
+    model.scale_ = dataset.scale
+    model.integer_data_ = is_integer(dataset)
+    model.image_shape_ = dataset.image_shape
+    params = initialise(network, seed=model.seed_, init=model.init).astype(settings.dtype(model), copy=False)
+    model.state_ = State(params, np.zeros((optimizer.n_slots, network.layout.size), params.dtype))
+
+
+def _algorithm(model: Model, dataset: Dataset) -> AEVB:
+    model.optimizer_ = settings.optimizer(model)
+    return AEVB(
+        training_plan(model),
+        model.optimizer_,
+        dataset,
+        binarize=model.binarize,
+        seed=model.seed_,
+        kl_weight=float(model.kl_weight),
+        kl_warmup=int(model.kl_warmup),
+        decay=1 / model.n_samples_seen_ if model.prior else 0.0,
+    )
+
+
+def _callbacks(model: Model, eval_set: Any) -> list[Callback]:
+    callbacks = list(model.callbacks or ())
+    if eval_set is not None:
+        held_out = fitted_dataset(model, eval_set)
+
+        def measure() -> dict[str, Any]:
+            bound = model.evaluate(held_out, n_draws=PASSING_DRAWS).summary()
+            columns = {"elbo_test": "elbo", "log_px_test": "log_px_z", "kl_test": "kl"}
+            return {column: bound[name] for column, name in columns.items()} | {"active_units": bound["active_units"]}
+
+        callbacks.append(EpochMetrics(measure))
+    if model.verbose:
+        callbacks.append(Progress())
+    return callbacks
+
+
+def _run_epochs(model: Model, algorithm: AEVB, callbacks: list[Callback]) -> None:
+    run_epochs(
+        algorithm,
+        model.state_,
+        n_rows=algorithm.dataset.n_rows,
+        batch_size=int(model.batch_size),
+        n_epochs=int(model.n_epochs),
+        callbacks=callbacks,
+    )
