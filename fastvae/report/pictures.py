@@ -84,7 +84,7 @@ def write_png(path: str | os.PathLike[str], picture: Array) -> None:
     parts = (
         b"\x89PNG\r\n\x1a\n",
         _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),  # bits, then all for plain grey
-        _chunk(b"IDAT", zlib.compress(lines)),
+        _chunk(b"IDAT", zlib.compress(lines.tobytes())),
         _chunk(b"IEND", b""),
     )
     with replace_file(Path(path)) as stream:
