@@ -1,0 +1,1 @@
+"""The CUDA engine: kernels compiled at first use by NVRTC through CuPy."""

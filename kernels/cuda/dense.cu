@@ -1,0 +1,148 @@
+// Affine layers y = f(x W + b): forward, the gradient of their input, and those of their parameters.
+//
+//   forward          y  = f(x W + b)                     y (M, N), x (M, K), W (K, N), b (N)
+//   input_gradient   dx = dy W^T f'(h)                   dx (M, K); h, kept by forward, is the layer's input
+//   weight_gradient  dW = x^T dy, db = sum of dy's rows   added to a gradient, or the optimizer's step at once
+//
+// Each is one product by tiles of 32 x 32 or 64 x 64 of its result; the launcher takes the larger ones where they still
+// fill the device. b is row K of W.
+#include "functions.cuh"
+#include "optimizer.cuh"
+#include "product.cuh"
+
+#define SMALL 32, 32, 128
+#define LARGE 64, 64, 256
+
+struct Forward {
+  Matrix x, w, y;
+  int rows, fan_in, fan_out, activation;
+  const Loop* loop;  // null outside the fused loop
+};
+
+// Grid: tiles of columns, tiles of rows.
+template <int BM, int BN, int THREADS>
+DEVICE void forward_tile(const Forward& args, float* shared) {
+  if (forward_is_over(args.loop)) return;
+  const int i0 = blockIdx.y * BM, j0 = blockIdx.x * BN;
+  Product<BM, BN, THREADS, true, false> product;
+  product.run(shared, {args.x.p, args.x.ld, args.rows}, {args.w.p, args.w.ld, args.fan_out}, args.fan_in, i0, j0,
+              [](const float*, const float*) {});
+  const float* b = args.w.p + args.fan_in * args.w.ld;
+  product.each([&](int i, int j, float c) {
+    if (i0 + i >= args.rows || j0 + j >= args.fan_out) return;
+    float y = activate(args.activation, c + b[j0 + j]);
+    // a hidden layer is kept as the products read it, so that its slope is that of what they read
+    args.y.p[(i0 + i) * args.y.ld + j0 + j] = args.activation == ACTIVATION_NONE ? y : rounded(y);
+  });
+}
+KERNEL(forward_small, 128, Forward) {
+  SHARED_FLOATS(shared);
+  forward_tile<SMALL>(args, shared);
+}
+KERNEL(forward_large, 256, Forward) {
+  SHARED_FLOATS(shared);
+  forward_tile<LARGE>(args, shared);
+}
+
+struct InputGradient {
+  Matrix dy, w, h, dx;  // h.p null where the input is no hidden layer
+  int rows, fan_in, fan_out, activation;
+  const Loop* loop;
+};
+
+// Grid: tiles of columns of dx, tiles of rows.
+template <int BM, int BN, int THREADS>
+DEVICE void input_gradient_tile(const InputGradient& args, float* shared) {
+  if (backward_is_over(args.loop)) return;
+  const int i0 = blockIdx.y * BM, j0 = blockIdx.x * BN;
+  Product<BM, BN, THREADS, true, true> product;
+  product.run(shared, {args.dy.p, args.dy.ld, args.rows}, {args.w.p, args.w.ld, args.fan_in}, args.fan_out, i0, j0,
+              [](const float*, const float*) {});
+  product.each([&](int i, int j, float c) {
+    if (i0 + i >= args.rows || j0 + j >= args.fan_in) return;
+    float f = args.h.p ? slope(args.activation, rounded(args.h.p[(i0 + i) * args.h.ld + j0 + j])) : 1.0f;
+    args.dx.p[(i0 + i) * args.dx.ld + j0 + j] = c * f;
+  });
+}
+KERNEL(input_gradient_small, 128, InputGradient) {
+  SHARED_FLOATS(shared);
+  input_gradient_tile<SMALL>(args, shared);
+}
+KERNEL(input_gradient_large, 256, InputGradient) {
+  SHARED_FLOATS(shared);
+  input_gradient_tile<LARGE>(args, shared);
+}
+
+struct WeightGradient {  // of one layer
+  Matrix x, dy;
+  int rows, fan_in, fan_out;
+  int first_block, column_tiles;  // of the layer's tiles in the grid
+  float* grad;                    // (fan_in + 1, fan_out) contiguous, added to; or null, and the optimizer's step is made
+  Matrix w;
+  float *s0, *s1;  // the optimizer's state, laid out as w; s1 is Adam's alone
+};
+
+constexpr int MAX_LAYERS = 8;
+
+struct WeightGradients {
+  WeightGradient layers[MAX_LAYERS];
+  int count;
+  const Loop* loop;
+};
+
+DEVICE void apply(const WeightGradient& layer, const Loop* loop, int i, int j, float g) {
+  if (layer.grad) {
+    layer.grad[static_cast<i64>(i) * layer.fan_out + j] += g;
+    return;
+  }
+  const i64 at = i * layer.w.ld + j;
+  const bool second = loop->now.update.rule == RULE_ADAM;
+  float s0 = layer.s0[at], s1 = second ? layer.s1[at] : 0.0f;
+  layer.w.p[at] = updated(loop->now.update, layer.w.p[at], g, s0, s1);
+  layer.s0[at] = s0;
+  if (second) layer.s1[at] = s1;
+}
+
+// Grid: the tiles of every layer, one after another. Blocks of a layer's first row of tiles sum dy for db besides.
+template <int BM, int BN, int THREADS>
+DEVICE void weight_gradient_tile(const WeightGradients& args, float* shared) {
+  if (backward_is_over(args.loop)) return;
+  int l = 0;
+  while (l + 1 < args.count && static_cast<int>(blockIdx.x) >= args.layers[l + 1].first_block) ++l;
+  const WeightGradient& layer = args.layers[l];
+  const int tile = blockIdx.x - layer.first_block;
+  const int i0 = tile / layer.column_tiles * BM, j0 = tile % layer.column_tiles * BN;
+  typedef Product<BM, BN, THREADS, false, false> TileProduct;
+  TileProduct product;
+  const bool with_bias = i0 == 0 && threadIdx.x < BN;
+  float db = 0.0f;
+  product.run(shared, {layer.x.p, layer.x.ld, layer.fan_in}, {layer.dy.p, layer.dy.ld, layer.fan_out}, layer.rows, i0, j0,
+              [&](const float*, const float* dy) {
+                if (with_bias)
+                  for (int k = 0; k < DEPTH; ++k) db += rounded(dy[k * TileProduct::B::ld + threadIdx.x]);
+              });
+  product.each([&](int i, int j, float c) {
+    if (i0 + i < layer.fan_in && j0 + j < layer.fan_out) apply(layer, args.loop, i0 + i, j0 + j, c);
+  });
+  const int column = j0 + threadIdx.x;
+  if (with_bias && column < layer.fan_out) apply(layer, args.loop, layer.fan_in, column, db);
+}
+KERNEL(weight_gradients_small, 128, WeightGradients) {
+  SHARED_FLOATS(shared);
+  weight_gradient_tile<SMALL>(args, shared);
+}
+KERNEL(weight_gradients_large, 256, WeightGradients) {
+  SHARED_FLOATS(shared);
+  weight_gradient_tile<LARGE>(args, shared);
+}
+
+struct Copy {
+  Matrix from, to;
+  int rows, columns;
+};
+
+// Between rows of any two leading dimensions. Grid: one block per row.
+KERNEL(copy_rows, 256, Copy) {
+  for (int j = threadIdx.x; j < args.columns; j += 256)
+    args.to.p[blockIdx.x * args.to.ld + j] = args.from.p[blockIdx.x * args.from.ld + j];
+}

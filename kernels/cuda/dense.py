@@ -1,0 +1,131 @@
+"""Geometry of ``dense.cu``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import NamedTuple
+
+from fastvae.kernels.cuda.launch import ADDRESS, INT, MATRIX, NOWHERE, Launch, Matrix, struct
+
+__all__ = ["ACTIVATIONS", "Gradient", "Layer", "copy_rows", "forward", "input_gradient", "leading", "weight_gradients"]
+
+ACTIVATIONS = {"none": 0, "tanh": 1, "relu": 2, "softplus": 3, "sigmoid": 4}
+_SHAPE = {"rows": INT, "fan_in": INT, "fan_out": INT}
+_FORWARD = struct(x=MATRIX, w=MATRIX, y=MATRIX, **_SHAPE, activation=INT, loop=ADDRESS)
+_INPUT_GRADIENT = struct(dy=MATRIX, w=MATRIX, h=MATRIX, dx=MATRIX, **_SHAPE, activation=INT, loop=ADDRESS)
+_WEIGHT_GRADIENT = struct(
+    x=MATRIX, dy=MATRIX, **_SHAPE, first_block=INT, column_tiles=INT, grad=ADDRESS, w=MATRIX, s0=ADDRESS, s1=ADDRESS
+)
+_MAX_LAYERS = 8
+_WEIGHT_GRADIENTS = struct(layers=(_WEIGHT_GRADIENT, _MAX_LAYERS), count=INT, loop=ADDRESS)
+_COPY = struct(**{"from": MATRIX, "to": MATRIX, "rows": INT, "columns": INT})
+
+_DEPTH, _STAGES = 32, 3  # product.cuh's
+
+
+class _Tile(NamedTuple):
+    name: str
+    size: int
+    threads: int
+
+    def count(self, rows: int, columns: int) -> tuple[int, int]:
+        """Tiles of columns and of rows."""
+        return -(-columns // self.size), -(-rows // self.size)
+
+    def shared_bytes(self, precision: str, *along: bool) -> int:
+        """Shared memory for tiles of two operands, stored with the summed dimension contiguous or not."""
+        padding = 4 if precision == "fp32" else 16
+        floats = sum(self.size * (_DEPTH + padding) if a else _DEPTH * (self.size + 4) for a in along)
+        return 4 * _STAGES * floats
+
+
+_SMALL, _LARGE = _Tile("small", 32, 128), _Tile("large", 64, 256)
+# Large tiles read less and keep the arithmetic units busier, once there are enough of them for a device of 132
+# multiprocessors. Not yet measured.
+_ENOUGH_TILES = 132
+
+
+def _tile(*results: tuple[int, int]) -> _Tile:
+    """Choose the tiles for results of these shapes."""
+    tiles = sum(x * y for x, y in (_LARGE.count(*shape) for shape in results))
+    return _LARGE if tiles >= _ENOUGH_TILES else _SMALL
+
+
+def leading(columns: int) -> int:
+    """Leading dimension of a matrix in the engine's own memory: whole groups of 64 bytes."""
+    return -(-columns // 16) * 16
+
+
+class Layer(NamedTuple):
+    """One affine layer in the engine's memory: w is (fan_in + 1) x fan_out, its last row b; y and dy are (R, fan_out)."""
+
+    fan_in: int
+    fan_out: int
+    offset: int  # of its parameters in the flat buffer
+    w: Matrix
+    y: Matrix
+    dy: Matrix
+
+
+def forward(layer: Layer, x: Matrix, rows: int, *, activation: str, precision: str, loop: int = 0) -> Launch:
+    """y = f(x W + b)."""
+    tile = _tile((rows, layer.fan_out))
+    return Launch.of(
+        "dense", f"forward_{tile.name}", _FORWARD, tile.count(rows, layer.fan_out), tile.threads,
+        tile.shared_bytes(precision, True, False),
+        x=x, w=layer.w, y=layer.y, rows=rows, fan_in=layer.fan_in, fan_out=layer.fan_out,
+        activation=ACTIVATIONS[activation], loop=loop,
+    )  # fmt: skip
+
+
+def input_gradient(
+    layer: Layer, dx: Matrix, rows: int, *, precision: str, h: Matrix = NOWHERE, activation: str = "none", loop: int = 0
+) -> Launch:
+    """dx = dy W^T, times the slope at the layer's input where that is a hidden layer `h`."""
+    tile = _tile((rows, layer.fan_in))
+    return Launch.of(
+        "dense", f"input_gradient_{tile.name}", _INPUT_GRADIENT, tile.count(rows, layer.fan_in), tile.threads,
+        tile.shared_bytes(precision, True, True),
+        dy=layer.dy, w=layer.w, h=h, dx=dx, rows=rows, fan_in=layer.fan_in, fan_out=layer.fan_out,
+        activation=ACTIVATIONS[activation], loop=loop,
+    )  # fmt: skip
+
+
+class Gradient(NamedTuple):
+    """The parameters' gradient of one layer: its input, its rows, and where it goes.
+
+    Either `grad`, the canonical gradient's address, is added to; or it is 0 and the optimizer steps on w with `state`.
+    """
+
+    layer: Layer
+    x: Matrix
+    rows: int
+    grad: int = 0
+    state: tuple[int, int] = (0, 0)
+
+
+def weight_gradients(gradients: Iterable[Gradient], *, precision: str, loop: int = 0) -> Iterator[Launch]:
+    """dW = x^T dy and db of several layers in one launch, or as few as their number allows."""
+    rest = iter(gradients)
+    while group := list(islice(rest, _MAX_LAYERS)):
+        tile = _tile(*((g.layer.fan_in, g.layer.fan_out) for g in group))
+        layers, blocks = [], 0
+        for g in group:
+            column_tiles, row_tiles = tile.count(g.layer.fan_in, g.layer.fan_out)
+            layers.append(
+                (g.x, g.layer.dy, g.rows, g.layer.fan_in, g.layer.fan_out, blocks, column_tiles, g.grad, g.layer.w, *g.state)
+            )
+            blocks += column_tiles * row_tiles
+        empty = (NOWHERE, NOWHERE, 0, 0, 0, 0, 0, 0, NOWHERE, 0, 0)
+        yield Launch.of(
+            "dense", f"weight_gradients_{tile.name}", _WEIGHT_GRADIENTS, (blocks,), tile.threads,
+            tile.shared_bytes(precision, False, False),
+            layers=layers + [empty] * (_MAX_LAYERS - len(layers)), count=len(layers), loop=loop,
+        )  # fmt: skip
+
+
+def copy_rows(source: Matrix, to: Matrix, rows: int, columns: int) -> Launch:
+    """Rows from one leading dimension to another."""
+    fields = {"from": source, "to": to, "rows": rows, "columns": columns}
+    return Launch.of("dense", "copy_rows", _COPY, (rows,), 256, **fields)

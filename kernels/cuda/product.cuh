@@ -1,0 +1,189 @@
+// A tile of a matrix product C (I x J) = A (I x K) B (K x J) by one block, in the precision FASTVAE_PRECISION.
+//
+// Operands are float32 in memory. Tiles of DEPTH of K come to shared memory by cp.async, STAGES deep, as they are stored;
+// they are rounded to tf32 or bf16, where that is the precision, on the way to the registers. An element's sum runs over K
+// in order whatever the tile, so its bits depend on neither the tile nor the rows beside it.
+#pragma once
+#include "common.cuh"
+
+constexpr int DEPTH = 32;
+constexpr int STAGES = 3;
+
+// What the products of this precision make of an operand.
+DEVICE float rounded(float v) {
+#if FASTVAE_PRECISION == BF16
+  return from_bits(to_bf16_pair(0.0f, v) & 0xffff0000u);
+#elif FASTVAE_PRECISION == TF32
+  return from_bits(to_tf32(v));
+#else
+  return v;
+#endif
+}
+
+// An operand in memory. ALONG: p[i * ld + k]; otherwise p[k * ld + i]. Of the dimension that is contiguous, whole groups of
+// four are read: ld is a multiple of 4, p is aligned, and the rest of a row beyond its width is zero.
+struct Operand {
+  const float* p;
+  i64 ld;
+  int extent;  // of i
+};
+
+// ROWS x DEPTH of an operand in shared memory, laid out as in memory. The padding spreads the threads' reads over the
+// banks: 16 bytes at 8 consecutive i (fp32), 16 bytes at 4 consecutive k of 2 i (mma), or 4 bytes at 8 consecutive i.
+template <bool ALONG, int ROWS>
+struct Tile {
+  static constexpr int ld = ALONG ? DEPTH + (FASTVAE_PRECISION == FP32 ? 4 : 16) : ROWS + 4;
+  static constexpr int floats = (ALONG ? ROWS : DEPTH) * ld;
+
+  template <int THREADS>
+  static DEVICE void fetch(float* tile, const Operand& from, int depth, int i0, int k0) {
+    constexpr int slow = ALONG ? ROWS : DEPTH, groups = (ALONG ? DEPTH : ROWS) / 4;
+    const int slow0 = ALONG ? i0 : k0, fast0 = ALONG ? k0 : i0;
+    const int slow_end = ALONG ? from.extent : depth, fast_end = ALONG ? depth : from.extent;
+    for (int n = threadIdx.x; n < slow * groups; n += THREADS) {
+      const int s = n / groups, f = n % groups * 4;
+      const bool valid = slow0 + s < slow_end && fast0 + f < fast_end;
+      copy_async(tile + s * ld + f, valid ? from.p + (slow0 + s) * from.ld + fast0 + f : from.p, valid);
+    }
+  }
+
+  // Elements k to k + 3 of row i.
+  static DEVICE float4 at(const float* tile, int i, int k) {
+    if constexpr (ALONG) {
+      return *reinterpret_cast<const float4*>(tile + i * ld + k);
+    } else {
+      const float* p = tile + k * ld + i;
+      return {p[0], p[ld], p[2 * ld], p[3 * ld]};
+    }
+  }
+};
+
+// BM x BN of C by THREADS threads. A_ALONG: A is stored with K contiguous; B_ALONG likewise.
+template <int BM, int BN, int THREADS, bool A_ALONG, bool B_ALONG>
+struct Product {
+  typedef Tile<A_ALONG, BM> A;
+  typedef Tile<B_ALONG, BN> B;
+  static constexpr int stage_floats = A::floats + B::floats;
+
+#if FASTVAE_PRECISION == FP32
+  // Each thread has a grid of TM x TN elements, COLUMNS and BM / TM apart.
+  static constexpr int TN = 4, COLUMNS = BN / TN, TM = BM * COLUMNS / THREADS;
+  float c[TM][TN];
+
+  DEVICE void multiply(const float* a_tile, const float* b_tile) {
+    const int row = threadIdx.x / COLUMNS, column = threadIdx.x % COLUMNS;
+    UNROLL
+    for (int k = 0; k < DEPTH; k += 4) {
+      float4 a[TM], b[TN];
+      UNROLL
+      for (int i = 0; i < TM; ++i) a[i] = A::at(a_tile, row + i * (BM / TM), k);
+      UNROLL
+      for (int j = 0; j < TN; ++j) b[j] = B::at(b_tile, column + j * COLUMNS, k);
+      UNROLL
+      for (int i = 0; i < TM; ++i)
+        UNROLL
+        for (int j = 0; j < TN; ++j) {
+          c[i][j] = multiply_add(a[i].x, b[j].x, c[i][j]);
+          c[i][j] = multiply_add(a[i].y, b[j].y, c[i][j]);
+          c[i][j] = multiply_add(a[i].z, b[j].z, c[i][j]);
+          c[i][j] = multiply_add(a[i].w, b[j].w, c[i][j]);
+        }
+    }
+  }
+
+  // f(i, j, c) for each element of the tile that this thread holds.
+  template <typename F>
+  DEVICE void each(F f) const {
+    UNROLL
+    for (int i = 0; i < TM; ++i)
+      UNROLL
+      for (int j = 0; j < TN; ++j)
+        f(static_cast<int>(threadIdx.x / COLUMNS) + i * (BM / TM), static_cast<int>(threadIdx.x % COLUMNS) + j * COLUMNS,
+          c[i][j]);
+  }
+#else
+  // Each warp has TM x TN fragments of 16 x 8; warps lie WARPS_N to a row of warps.
+  static constexpr int TN = 2, WARPS_N = BN / (8 * TN), TM = BM * WARPS_N * 32 / (16 * THREADS);
+  float c[TM][TN][4];
+
+  // mma sums over columns t, t + 4, ... of a fragment; here lane t brings elements 4t to 4t + 3 of K, in A and B alike.
+  DEVICE void multiply(const float* a_tile, const float* b_tile) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+    const int row = warp / WARPS_N * TM * 16 + g, column = warp % WARPS_N * TN * 8 + g;
+    UNROLL
+    for (int k = 0; k < DEPTH; k += 16) {
+      float4 upper[TM], lower[TM], b[TN];
+      UNROLL
+      for (int i = 0; i < TM; ++i) {
+        upper[i] = A::at(a_tile, row + 16 * i, k + 4 * t);
+        lower[i] = A::at(a_tile, row + 16 * i + 8, k + 4 * t);
+      }
+      UNROLL
+      for (int j = 0; j < TN; ++j) b[j] = B::at(b_tile, column + 8 * j, k + 4 * t);
+      UNROLL
+      for (int i = 0; i < TM; ++i)
+        UNROLL
+        for (int j = 0; j < TN; ++j) multiply_fragment(c[i][j], upper[i], lower[i], b[j]);
+    }
+  }
+
+  static DEVICE void multiply_fragment(float (&d)[4], const float4& upper, const float4& lower, const float4& b) {
+#if FASTVAE_PRECISION == BF16
+    mma_bf16(d,
+             {to_bf16_pair(upper.x, upper.y), to_bf16_pair(lower.x, lower.y), to_bf16_pair(upper.z, upper.w),
+              to_bf16_pair(lower.z, lower.w)},
+             {to_bf16_pair(b.x, b.y), to_bf16_pair(b.z, b.w)});
+#else
+    mma_tf32(d, {to_tf32(upper.x), to_tf32(lower.x), to_tf32(upper.y), to_tf32(lower.y)}, {to_tf32(b.x), to_tf32(b.y)});
+    mma_tf32(d, {to_tf32(upper.z), to_tf32(lower.z), to_tf32(upper.w), to_tf32(lower.w)}, {to_tf32(b.z), to_tf32(b.w)});
+#endif
+  }
+
+  template <typename F>
+  DEVICE void each(F f) const {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int row = warp / WARPS_N * TM * 16 + lane / 4, column = warp % WARPS_N * TN * 8 + lane % 4 * 2;
+    UNROLL
+    for (int i = 0; i < TM; ++i)
+      UNROLL
+      for (int j = 0; j < TN; ++j)
+        UNROLL
+        for (int e = 0; e < 4; ++e) f(row + 16 * i + e / 2 * 8, column + 8 * j + e % 2, c[i][j][e]);
+  }
+#endif
+
+  // The tile at (i0, j0). `shared` holds STAGES * stage_floats; on_stage(a_tile, b_tile) sees each stage in order, the
+  // rest of the last one zero.
+  template <typename F>
+  DEVICE void run(float* shared, const Operand& a, const Operand& b, int depth, int i0, int j0, F on_stage) {
+    each_zero();
+    const int stages = (depth + DEPTH - 1) / DEPTH;
+    for (int s = 0; s < STAGES - 1; ++s) fetch(shared, a, b, depth, i0, j0, s, stages);
+    for (int s = 0; s < stages; ++s) {
+      wait_copies<STAGES - 2>();
+      block_barrier();  // stage s is here, and nobody reads the slot of stage s - 1 any more
+      fetch(shared, a, b, depth, i0, j0, s + STAGES - 1, stages);
+      const float* tile = shared + s % STAGES * stage_floats;
+      multiply(tile, tile + A::floats);
+      on_stage(tile, tile + A::floats);
+    }
+  }
+
+ private:
+  DEVICE void each_zero() {
+    float* flat = reinterpret_cast<float*>(c);
+    UNROLL
+    for (int i = 0; i < static_cast<int>(sizeof c / sizeof(float)); ++i) flat[i] = 0.0f;
+  }
+
+  // Stage s into its slot; a group of copies is committed also where there is nothing to fetch, so that counts agree.
+  static DEVICE void fetch(float* shared, const Operand& a, const Operand& b, int depth, int i0, int j0, int s,
+                           int stages) {
+    if (s < stages) {
+      float* tile = shared + s % STAGES * stage_floats;
+      A::template fetch<THREADS>(tile, a, depth, i0, s * DEPTH);
+      B::template fetch<THREADS>(tile + A::floats, b, depth, j0, s * DEPTH);
+    }
+    commit_copies();
+  }
+};
