@@ -10,7 +10,7 @@ __all__ = ["Turn"]
 
 
 class Turn:
-    """A context: calls from several threads wait for each other; one from a signal handler's is an error, not a deadlock.
+    """A context: calls from several threads wait for each other; a signal handler's is an error, not a deadlock.
 
     Raises
     ------
@@ -36,6 +36,8 @@ class Turn:
             self._inside.discard(me)
             raise
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._lock.release()
         self._inside.discard(threading.get_ident())

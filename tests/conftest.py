@@ -26,8 +26,8 @@ def pytest_configure() -> None:
         )
 
 
-# Modules whose tests run on the CUDA engine's kernels compiled for the CPU too. In the others time matters, or processes
-# and threads that the CPU does not share with a GPU.
+# Modules whose tests run on the CUDA engine's kernels compiled for the CPU too. The others look at time, or at
+# processes and threads, which a GPU does not share.
 _CUDA_HOST_MODULES = {"test_contract", "test_operations", "test_optimizer", "test_rng", "test_trajectory"}
 
 

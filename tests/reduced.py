@@ -11,7 +11,6 @@ from fastvae.kernels import Array
 from fastvae.kernels.reference import ReferencePlan
 from fastvae.network import Dense, Network
 
-
 # Significant bits, and whether a tie goes to the even neighbour (bfloat16) or away from zero (tf32)
 FORMATS = {"bf16": (8, True), "tf32": (11, False)}
 
@@ -37,7 +36,9 @@ class RoundedReference(ReferencePlan):
 
     def _forward(self, layers: tuple[Dense, ...], params: Array, x: Array, hidden: tuple[Array, ...]) -> Array:
         for layer, h in zip(layers, hidden, strict=False):
-            h[:] = self._rounded(self.activation(self._rounded(x) @ self._rounded(layer.weight(params)) + layer.bias(params)))
+            h[:] = self._rounded(
+                self.activation(self._rounded(x) @ self._rounded(layer.weight(params)) + layer.bias(params))
+            )
             x = h
         y: Array = self._rounded(x) @ self._rounded(layers[-1].weight(params)) + layers[-1].bias(params)
         return y
@@ -49,7 +50,9 @@ class RoundedReference(ReferencePlan):
                 layers[i].weight(grad)[:] += inputs[i].T @ dout
                 layers[i].bias(grad)[:] += dout.sum(0)
             if i:
-                dout = self._rounded(dout @ self._rounded(layers[i].weight(params)).T * self.activation_slope(inputs[i]))
+                dout = self._rounded(
+                    dout @ self._rounded(layers[i].weight(params)).T * self.activation_slope(inputs[i])
+                )
         return dout
 
     def decoder_backward(self, *, params: Array, dz: Array | None, **arguments: Any) -> None:

@@ -1,7 +1,7 @@
 // Types, the state of the fused loop, and reductions. Header-free: NVRTC ships no standard headers.
 //
-// Everything that is an instruction of the GPU rather than C++ lies in ptx.cuh behind small functions. The tests compile
-// the same kernels for the CPU with FASTVAE_HOST and host.hpp in its place.
+// Everything that is an instruction of the GPU rather than C++ lies in ptx.cuh behind small functions. The tests
+// compile the same kernels for the CPU with FASTVAE_HOST and host.hpp in its place.
 #pragma once
 
 typedef unsigned char u8;

@@ -77,7 +77,7 @@ struct WeightGradient {  // of one layer
   Matrix x, dy;
   int rows, fan_in, fan_out;
   int first_block, column_tiles;  // of the layer's tiles in the grid
-  float* grad;                    // (fan_in + 1, fan_out) contiguous, added to; or null, and the optimizer's step is made
+  float* grad;  // (fan_in + 1, fan_out) contiguous, added to; or null, and the optimizer's step is made
   Matrix w;
   float *s0, *s1;  // the optimizer's state, laid out as w; s1 is Adam's alone
 };
@@ -116,8 +116,8 @@ DEVICE void weight_gradient_tile(const WeightGradients& args, float* shared) {
   TileProduct product;
   const bool with_bias = i0 == 0 && threadIdx.x < BN;
   float db = 0.0f;
-  product.run(shared, {layer.x.p, layer.x.ld, layer.fan_in}, {layer.dy.p, layer.dy.ld, layer.fan_out}, layer.rows, i0, j0,
-              [&](const float*, const float* dy) {
+  product.run(shared, {layer.x.p, layer.x.ld, layer.fan_in}, {layer.dy.p, layer.dy.ld, layer.fan_out}, layer.rows, i0,
+              j0, [&](const float*, const float* dy) {
                 if (with_bias)
                   for (int k = 0; k < DEPTH; ++k) db += rounded(dy[k * TileProduct::B::ld + threadIdx.x]);
               });

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fastvae.kernels.cuda.launch import ADDRESS, INT, MATRIX, NOWHERE, Launch, Matrix, struct
 
@@ -29,7 +29,7 @@ class _Tile(NamedTuple):
     size: int
     threads: int
 
-    def count(self, rows: int, columns: int) -> tuple[int, int]:
+    def tiles(self, rows: int, columns: int) -> tuple[int, int]:
         """Tiles of columns and of rows."""
         return -(-columns // self.size), -(-rows // self.size)
 
@@ -48,7 +48,7 @@ _ENOUGH_TILES = 132
 
 def _tile(*results: tuple[int, int]) -> _Tile:
     """Choose the tiles for results of these shapes."""
-    tiles = sum(x * y for x, y in (_LARGE.count(*shape) for shape in results))
+    tiles = sum(x * y for x, y in (_LARGE.tiles(*shape) for shape in results))
     return _LARGE if tiles >= _ENOUGH_TILES else _SMALL
 
 
@@ -58,7 +58,7 @@ def leading(columns: int) -> int:
 
 
 class Layer(NamedTuple):
-    """One affine layer in the engine's memory: w is (fan_in + 1) x fan_out, its last row b; y and dy are (R, fan_out)."""
+    """One affine layer in the engine's memory: w (fan_in + 1, fan_out), whose last row is b; y and dy (R, fan_out)."""
 
     fan_in: int
     fan_out: int
@@ -69,10 +69,10 @@ class Layer(NamedTuple):
 
 
 def forward(layer: Layer, x: Matrix, rows: int, *, activation: str, precision: str, loop: int = 0) -> Launch:
-    """y = f(x W + b)."""
+    """Affine layer and activation: ``y = f(x W + b)``."""
     tile = _tile((rows, layer.fan_out))
     return Launch.of(
-        "dense", f"forward_{tile.name}", _FORWARD, tile.count(rows, layer.fan_out), tile.threads,
+        "dense", f"forward_{tile.name}", _FORWARD, tile.tiles(rows, layer.fan_out), tile.threads,
         tile.shared_bytes(precision, True, False),
         x=x, w=layer.w, y=layer.y, rows=rows, fan_in=layer.fan_in, fan_out=layer.fan_out,
         activation=ACTIVATIONS[activation], loop=loop,
@@ -82,10 +82,10 @@ def forward(layer: Layer, x: Matrix, rows: int, *, activation: str, precision: s
 def input_gradient(
     layer: Layer, dx: Matrix, rows: int, *, precision: str, h: Matrix = NOWHERE, activation: str = "none", loop: int = 0
 ) -> Launch:
-    """dx = dy W^T, times the slope at the layer's input where that is a hidden layer `h`."""
+    """Gradient of the input: ``dx = dy W^T``, times the slope at the layer's input where that is a hidden layer `h`."""
     tile = _tile((rows, layer.fan_in))
     return Launch.of(
-        "dense", f"input_gradient_{tile.name}", _INPUT_GRADIENT, tile.count(rows, layer.fan_in), tile.threads,
+        "dense", f"input_gradient_{tile.name}", _INPUT_GRADIENT, tile.tiles(rows, layer.fan_in), tile.threads,
         tile.shared_bytes(precision, True, True),
         dy=layer.dy, w=layer.w, h=h, dx=dx, rows=rows, fan_in=layer.fan_in, fan_out=layer.fan_out,
         activation=ACTIVATIONS[activation], loop=loop,
@@ -106,15 +106,26 @@ class Gradient(NamedTuple):
 
 
 def weight_gradients(gradients: Iterable[Gradient], *, precision: str, loop: int = 0) -> Iterator[Launch]:
-    """dW = x^T dy and db of several layers in one launch, or as few as their number allows."""
+    """Gradients of the parameters of several layers, ``dW = x^T dy``, in one launch or as few as there must be."""
     rest = iter(gradients)
     while group := list(islice(rest, _MAX_LAYERS)):
         tile = _tile(*((g.layer.fan_in, g.layer.fan_out) for g in group))
         layers, blocks = [], 0
         for g in group:
-            column_tiles, row_tiles = tile.count(g.layer.fan_in, g.layer.fan_out)
+            column_tiles, row_tiles = tile.tiles(g.layer.fan_in, g.layer.fan_out)
             layers.append(
-                (g.x, g.layer.dy, g.rows, g.layer.fan_in, g.layer.fan_out, blocks, column_tiles, g.grad, g.layer.w, *g.state)
+                (
+                    g.x,
+                    g.layer.dy,
+                    g.rows,
+                    g.layer.fan_in,
+                    g.layer.fan_out,
+                    blocks,
+                    column_tiles,
+                    g.grad,
+                    g.layer.w,
+                    *g.state,
+                )
             )
             blocks += column_tiles * row_tiles
         empty = (NOWHERE, NOWHERE, 0, 0, 0, 0, 0, 0, NOWHERE, 0, 0)
@@ -127,5 +138,5 @@ def weight_gradients(gradients: Iterable[Gradient], *, precision: str, loop: int
 
 def copy_rows(source: Matrix, to: Matrix, rows: int, columns: int) -> Launch:
     """Rows from one leading dimension to another."""
-    fields = {"from": source, "to": to, "rows": rows, "columns": columns}
+    fields: dict[str, Any] = {"from": source, "to": to, "rows": rows, "columns": columns}
     return Launch.of("dense", "copy_rows", _COPY, (rows,), 256, **fields)

@@ -6,7 +6,7 @@
 enum Dtype { DTYPE_U8, DTYPE_F32, DTYPE_F64 };
 enum Binarize { BINARIZE_NONE, BINARIZE_DYNAMIC, BINARIZE_FIXED, BINARIZE_SHARED };
 
-struct Rows {  // a dataset, dense or CSR
+struct Rows {                             // a dataset, dense or CSR
   const void *values, *indices, *indptr;  // indptr null when dense
   int dtype, wide_indices, data_dim;      // wide: int64 instead of int32
 };

@@ -15,7 +15,16 @@ __all__ = ["Dataset", "arrays_of", "dataset_at", "gather"]
 _DTYPES = {np.dtype(np.uint8): 0, np.dtype(np.float32): 1, np.dtype(np.float64): 2}
 _ROWS = struct(values=ADDRESS, indices=ADDRESS, indptr=ADDRESS, dtype=INT, wide_indices=INT, data_dim=INT)
 _GATHER = struct(
-    data=_ROWS, index=ADDRESS, numbers=ADDRESS, x=MATRIX, seed=WORD, step=WORD, scale=FLOAT, binarize=INT, rows=INT, loop=ADDRESS
+    data=_ROWS,
+    index=ADDRESS,
+    numbers=ADDRESS,
+    x=MATRIX,
+    seed=WORD,
+    step=WORD,
+    scale=FLOAT,
+    binarize=INT,
+    rows=INT,
+    loop=ADDRESS,
 )
 
 
@@ -43,8 +52,8 @@ def arrays_of(data: Any) -> tuple[Array, ...]:
 def dataset_at(addresses: Sequence[int], data: Any) -> Dataset:
     """Return a dataset whose arrays lie at these addresses."""
     arrays = arrays_of(data)
-    places = (*addresses, 0, 0)[:3]
-    return Dataset(*places, arrays[0].dtype, len(arrays) > 1 and arrays[1].itemsize == 8, data.shape[1])
+    values, indices, indptr = (*addresses, 0, 0)[:3]
+    return Dataset(values, indices, indptr, arrays[0].dtype, len(arrays) > 1 and arrays[1].itemsize == 8, data.shape[1])
 
 
 def gather(
@@ -60,7 +69,7 @@ def gather(
     step: int = 0,
     loop: int = 0,
 ) -> Launch:
-    """Rows `index` of `data` whose noise is that of rows `numbers`; in the fused loop both are those of its first step."""
+    """Rows `index` of `data`, their noise that of rows `numbers`; in the loop both are those of its first step."""
     return Launch.of(
         "gather", "gather", _GATHER, (rows,), 256,
         data=data.fields, index=index, numbers=numbers, x=x, seed=seed, step=step, scale=scale,

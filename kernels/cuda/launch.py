@@ -1,7 +1,7 @@
 """What a plan asks of a device: memory, launches of kernels, and graphs of them. Geometry beside each kernel family.
 
-A kernel takes one structure by value; the structures here and beside the kernels' geometry are those of the ``.cu`` files,
-field for field, with C's alignment.
+A kernel takes one structure by value; the structures here and beside the kernels' geometry are those of the ``.cu``
+files, field for field, with C's alignment.
 """
 
 from __future__ import annotations

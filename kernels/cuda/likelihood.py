@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastvae.kernels.cuda.launch import ADDRESS, FLOAT, INT, MATRIX, Launch, Matrix, struct
 from fastvae.network import Network
 
@@ -42,13 +44,13 @@ def likelihood(
 
 def likelihood_mean(network: Network, *, out: Matrix, mean: Matrix, rows: int) -> Launch:
     """Mean of p(x|z)."""
-    fields = {"density": _density(network), "out": out, "mean": mean}
+    fields: dict[str, Any] = {"density": _density(network), "out": out, "mean": mean}
     return Launch.of("likelihood", "likelihood_mean", _MEAN, (rows,), 256, **fields)
 
 
 def add_prior(*, z: Matrix, dz: Matrix, log_pxz: int, rows: int, latent_dim: int) -> Launch:
     """From log p(x|z) to log p(x, z), and likewise its gradient."""
-    fields = {"z": z, "dz": dz, "log_pxz": log_pxz, "rows": rows, "latent_dim": latent_dim}
+    fields: dict[str, Any] = {"z": z, "dz": dz, "log_pxz": log_pxz, "rows": rows, "latent_dim": latent_dim}
     return Launch.of("likelihood", "add_prior", _PRIOR, (-(-rows // 4),), 128, **fields)
 
 

@@ -28,8 +28,8 @@ DEVICE Words philox_block(u64 seed, u64 step, u32 stream, u32 block) {
 // log(1 + t) for |t| <= 1/2 through 2 atanh(t / (2 + t)); fit error 6e-12.
 DEVICE float log1p_small(float t) {
   float s = t / (2.0f + t), q = s * s;
-  float p = ((((0.217923969f * q + 0.171478495f) * q + 0.22301501f) * q + 0.28568396f) * q + 0.400000542f) * q +
-            0.666666687f;
+  float p =
+      ((((0.217923969f * q + 0.171478495f) * q + 0.22301501f) * q + 0.28568396f) * q + 0.400000542f) * q + 0.666666687f;
   return 2.0f * s + s * q * p;
 }
 

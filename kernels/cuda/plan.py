@@ -151,12 +151,10 @@ class CudaPlan(CheckedPlan):
         shape = self._check_latent(mu, logvar, eps)
         self._check(shape, output=True, z=z)
         self._check(shape[1:2], output=True, kl=kl)
-        n = shape[2]
         with self._turn:
             call = self._call(mu, logvar, eps, z, kl)
-            heads = [Matrix(call.input(array), n) for array in (mu, logvar)]
-            outputs = {"z": Matrix(call.output(z), n), "kl": call.output(kl)}
-            call.launch(latent_forward(Latent(*heads, call.input(eps), *shape, **outputs)))
+            sample = self._latent(call, mu, logvar, eps, z=Matrix(call.output(z), shape[2]), kl=call.output(kl))
+            call.launch(latent_forward(sample))
             call.finish()
 
     def latent_backward(
@@ -166,18 +164,18 @@ class CudaPlan(CheckedPlan):
         shape = self._check_latent(mu, logvar, eps)
         self._check(shape, dz=dz)
         self._check(shape[1:], output=True, dmu=dmu, dlogvar=dlogvar)
-        n = shape[2]
         with self._turn:
             call = self._call(mu, logvar, eps, dz, dmu, dlogvar)
-            heads = [Matrix(call.input(array), n) for array in (mu, logvar)]
-            gradients = {
-                "dz": Matrix(call.input(dz), n),
-                "dmu": Matrix(call.output(dmu), n),
-                "dlogvar": Matrix(call.output(dlogvar), n),
-                "kl_scale": kl_scale,
-            }
-            call.launch(latent_backward(Latent(*heads, call.input(eps), *shape, **gradients)))
+            places = (call.input(dz), call.output(dmu), call.output(dlogvar))
+            gradients = dict(zip(("dz", "dmu", "dlogvar"), (Matrix(at, shape[2]) for at in places), strict=True))
+            call.launch(latent_backward(self._latent(call, mu, logvar, eps, kl_scale=kl_scale, **gradients)))
             call.finish()
+
+    @staticmethod
+    def _latent(call: _Call, mu: Array, logvar: Array, eps: Array, **fields: Any) -> Latent:
+        draws, rows, n = eps.shape
+        heads, at = [Matrix(call.input(array), n) for array in (mu, logvar)], call.input(eps)
+        return Latent(heads[0], heads[1], at, draws, rows, n, **fields)
 
     def decoder_forward(self, *, params: Array, z: Array, hidden: tuple[Array, ...], out: Array) -> None:
         """Decoder's heads."""

@@ -1,8 +1,8 @@
 // A tile of a matrix product C (I x J) = A (I x K) B (K x J) by one block, in the precision FASTVAE_PRECISION.
 //
-// Operands are float32 in memory. Tiles of DEPTH of K come to shared memory by cp.async, STAGES deep, as they are stored;
-// they are rounded to tf32 or bf16, where that is the precision, on the way to the registers. An element's sum runs over K
-// in order whatever the tile, so its bits depend on neither the tile nor the rows beside it.
+// Operands are float32 in memory. Tiles of DEPTH of K come to shared memory by cp.async, STAGES deep, as they are
+// stored; they are rounded to tf32 or bf16, where that is the precision, on the way to the registers. An element's sum
+// runs over K in order whatever the tile, so its bits depend on neither the tile nor the rows beside it.
 #pragma once
 #include "common.cuh"
 
@@ -20,8 +20,8 @@ DEVICE float rounded(float v) {
 #endif
 }
 
-// An operand in memory. ALONG: p[i * ld + k]; otherwise p[k * ld + i]. Of the dimension that is contiguous, whole groups of
-// four are read: ld is a multiple of 4, p is aligned, and the rest of a row beyond its width is zero.
+// An operand in memory. ALONG: p[i * ld + k]; otherwise p[k * ld + i]. Of the dimension that is contiguous, whole
+// groups of four are read: ld is a multiple of 4, p is aligned, and the rest of a row beyond its width is zero.
 struct Operand {
   const float* p;
   i64 ld;
@@ -80,14 +80,13 @@ struct Product {
       UNROLL
       for (int j = 0; j < TN; ++j) b[j] = B::at(b_tile, column + j * COLUMNS, k);
       UNROLL
-      for (int i = 0; i < TM; ++i)
-        UNROLL
-        for (int j = 0; j < TN; ++j) {
-          c[i][j] = multiply_add(a[i].x, b[j].x, c[i][j]);
-          c[i][j] = multiply_add(a[i].y, b[j].y, c[i][j]);
-          c[i][j] = multiply_add(a[i].z, b[j].z, c[i][j]);
-          c[i][j] = multiply_add(a[i].w, b[j].w, c[i][j]);
-        }
+      for (int i = 0; i < TM; ++i) UNROLL
+      for (int j = 0; j < TN; ++j) {
+        c[i][j] = multiply_add(a[i].x, b[j].x, c[i][j]);
+        c[i][j] = multiply_add(a[i].y, b[j].y, c[i][j]);
+        c[i][j] = multiply_add(a[i].z, b[j].z, c[i][j]);
+        c[i][j] = multiply_add(a[i].w, b[j].w, c[i][j]);
+      }
     }
   }
 
@@ -95,11 +94,10 @@ struct Product {
   template <typename F>
   DEVICE void each(F f) const {
     UNROLL
-    for (int i = 0; i < TM; ++i)
-      UNROLL
-      for (int j = 0; j < TN; ++j)
-        f(static_cast<int>(threadIdx.x / COLUMNS) + i * (BM / TM), static_cast<int>(threadIdx.x % COLUMNS) + j * COLUMNS,
-          c[i][j]);
+    for (int i = 0; i < TM; ++i) UNROLL
+    for (int j = 0; j < TN; ++j)
+      f(static_cast<int>(threadIdx.x / COLUMNS) + i * (BM / TM), static_cast<int>(threadIdx.x % COLUMNS) + j * COLUMNS,
+        c[i][j]);
   }
 #else
   // Each warp has TM x TN fragments of 16 x 8; warps lie WARPS_N to a row of warps.
@@ -121,9 +119,8 @@ struct Product {
       UNROLL
       for (int j = 0; j < TN; ++j) b[j] = B::at(b_tile, column + 8 * j, k + 4 * t);
       UNROLL
-      for (int i = 0; i < TM; ++i)
-        UNROLL
-        for (int j = 0; j < TN; ++j) multiply_fragment(c[i][j], upper[i], lower[i], b[j]);
+      for (int i = 0; i < TM; ++i) UNROLL
+      for (int j = 0; j < TN; ++j) multiply_fragment(c[i][j], upper[i], lower[i], b[j]);
     }
   }
 
@@ -144,11 +141,9 @@ struct Product {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int row = warp / WARPS_N * TM * 16 + lane / 4, column = warp % WARPS_N * TN * 8 + lane % 4 * 2;
     UNROLL
-    for (int i = 0; i < TM; ++i)
-      UNROLL
-      for (int j = 0; j < TN; ++j)
-        UNROLL
-        for (int e = 0; e < 4; ++e) f(row + 16 * i + e / 2 * 8, column + 8 * j + e % 2, c[i][j][e]);
+    for (int i = 0; i < TM; ++i) UNROLL
+    for (int j = 0; j < TN; ++j) UNROLL
+    for (int e = 0; e < 4; ++e) f(row + 16 * i + e / 2 * 8, column + 8 * j + e % 2, c[i][j][e]);
   }
 #endif
 

@@ -21,9 +21,10 @@ DEVICE bool is_finite(double v) { return isfinite(v); }
 
 // Copy 16 bytes to shared memory in the background, or zeros when not `valid`.
 DEVICE void copy_async(float* shared, const float* from, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<u32>(__cvta_generic_to_shared(shared))),
-               "l"(from), "r"(valid ? 16 : 0)
-               : "memory");
+  asm volatile(
+      "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<u32>(__cvta_generic_to_shared(shared))),
+      "l"(from), "r"(valid ? 16 : 0)
+      : "memory");
 }
 DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Wait until at most `pending` groups of this thread's copies are under way.

@@ -94,9 +94,7 @@ class Training:
         self._device.upload(tables.loop, loop)
         self._device.upload(tables.steps, table)
         self._device.upload(tables.order, order)
-        launches = list(
-            self._step(tables, dataset, rows, optimizer.n_slots, scale=scale, binarize=binarize, seed=seed)
-        )
+        launches = list(self._step(tables, dataset, rows, optimizer.n_slots, scale=scale, binarize=binarize, seed=seed))
         length = self._graph_length(n_steps, rows)
         graph = self._recorded(launches, length)
         self._exchange(params, state, store=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 from fastvae.kernels.cuda import dense
@@ -84,7 +85,7 @@ def forward(layers: Sequence[Layer], x: Matrix, rows: int, **options: Any) -> It
 
 def backward(layers: Sequence[Layer], rows: int, **options: Any) -> Iterator[Launch]:
     """From the gradient of the heads to that of every layer's y."""
-    for below, layer in reversed(list(zip(layers, layers[1:], strict=False))):
+    for below, layer in reversed(list(pairwise(layers))):
         yield dense.input_gradient(layer, below.dy, rows, h=below.y, **options)
 
 

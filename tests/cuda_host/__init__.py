@@ -1,9 +1,8 @@
-"""The CUDA engine without a GPU: the same launches and the same ``.cu`` files, on the CPU. An engine of the tests alone."""
+"""The CUDA engine without a GPU: the same launches and ``.cu`` files, on the CPU. An engine of the tests alone."""
 
 from __future__ import annotations
 
 from cuda_host.device import PRECISIONS, HostDevice, compiler
-
 from fastvae.kernels import Array
 from fastvae.kernels.cuda import engine
 from fastvae.kernels.cuda.plan import CudaPlan

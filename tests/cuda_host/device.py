@@ -1,4 +1,4 @@
-"""`HostDevice`: the CUDA engine's kernels compiled for the CPU, run on NumPy memory by the scheduler of ``host.cpp``."""
+"""`HostDevice`: the CUDA engine's kernels compiled for the CPU, run on NumPy memory by ``host.cpp``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import weakref
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -21,10 +22,11 @@ from fastvae.kernels.cuda.launch import Launch
 KERNELS = Path(fastvae.kernels.__file__).parent / "cuda"
 HERE = Path(__file__).parent
 # Contraction as in NVRTC's default; never fast-math, which would drop NaN.
-FLAGS = ["-std=c++17", "-O2", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared"]
+FLAGS = ["-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared"]
 FLAGS += ["-fvisibility=hidden", "-U_FORTIFY_SOURCE", "-Wall", "-Wextra", "-Werror", "-DFASTVAE_HOST"]
 CANARY = np.uint8(0xA5)
 GUARD = 256  # bytes on either side of an allocation
+SHARED_BYTES = 163 * 1024  # the most that a block may have on sm_80
 PRECISIONS = ("fp32", "tf32", "bf16")
 
 
@@ -49,8 +51,19 @@ def compiler() -> str | None:
 @cache
 def library(precision: str) -> ctypes.CDLL:
     """Compile for a precision, or take what was compiled from the same sources before."""
-    sources = sorted(path for folder in (KERNELS, HERE) for path in folder.iterdir() if path.suffix[:2] in (".c", ".h"))
-    command = [str(compiler()), *FLAGS, f"-DFASTVAE_PRECISION={PRECISIONS.index(precision)}", f"-I{KERNELS}", f"-I{HERE}"]
+    sources = sorted(
+        path
+        for folder in (KERNELS, HERE)
+        for path in folder.iterdir()
+        if path.suffix in (".cu", ".cuh", ".cpp", ".hpp")
+    )
+    command = [
+        str(compiler()),
+        *FLAGS,
+        f"-DFASTVAE_PRECISION={PRECISIONS.index(precision)}",
+        f"-I{KERNELS}",
+        f"-I{HERE}",
+    ]
     digest = hashlib.sha256(b"\0".join([*(s.read_bytes() for s in sources), *map(str.encode, command)])).hexdigest()
     target = Path(tempfile.gettempdir()) / f"fastvae-cuda-host-{os.getuid()}" / f"{precision}-{digest[:16]}.so"
     if not target.exists():
@@ -83,6 +96,8 @@ class HostGraph:
 
     def __init__(self, device: HostDevice, launches: Sequence[Launch], precision: str) -> None:
         self._device, self._launches, self._library = device, list(launches), library(precision)
+        for launch in self._launches:
+            assert launch.shared_bytes <= SHARED_BYTES, f"{launch}: {launch.shared_bytes} bytes of shared memory"
         self._table = (HostLaunch * len(launches))(*map(self._host_launch, self._launches))
 
     def _host_launch(self, launch: Launch) -> HostLaunch:
@@ -99,6 +114,7 @@ class HostGraph:
         done = self._library.run_launches(self._table, len(self._table), seed, error, len(error))
         if error.value:
             raise RuntimeError(f"{self._launches[done]}: {error.value.decode()}")
+        self._device.check()
 
 
 class HostDevice:
@@ -108,10 +124,18 @@ class HostDevice:
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
+        self._buffers = weakref.WeakSet[HostBuffer]()
 
     def zeros(self, size: int) -> HostBuffer:
         """Allocate."""
-        return HostBuffer(size)
+        buffer = HostBuffer(size)
+        self._buffers.add(buffer)
+        return buffer
+
+    def check(self) -> None:
+        """Fail when something was written between arrays."""
+        for buffer in self._buffers:
+            buffer.check()
 
     def upload(self, address: int, array: Array) -> None:
         """Copy in."""

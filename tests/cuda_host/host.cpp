@@ -7,6 +7,7 @@
 #include "latent.cu"
 #include "likelihood.cu"
 #include "optimizer.cu"
+#include "faults.cu"
 // clang-format on
 
 #include <setjmp.h>
@@ -29,7 +30,7 @@ namespace host {
 namespace {
 
 constexpr size_t stack_bytes = 128 << 10;
-constexpr int red_zone = 64;  // floats on either side of shared memory
+constexpr int red_zone = 64;         // floats on either side of shared memory
 constexpr u32 poison = 0xffffffffu;  // a NaN
 
 enum class State { ready, at_barrier, in_warp, finished };
@@ -37,6 +38,7 @@ enum class State { ready, at_barrier, in_warp, finished };
 struct PendingCopy {
   float* to;
   float value[4];
+  long group;
 };
 
 struct Fiber {
@@ -45,13 +47,21 @@ struct Fiber {
   bool started = false;
   State state = State::ready;
   int line = 0;
-  void* operands = nullptr;
-  std::vector<std::vector<PendingCopy>> groups;  // the last one is not committed yet
+  std::vector<PendingCopy> copies;  // asked for; those before `copied` are carried out
+  size_t copied = 0;
+  long group = 0;  // the one that is not committed yet
+};
+
+// The operation that lanes of a warp have arrived at.
+struct Warp {
+  void* operands[32];
+  int arrived = 0, line = 0;
 };
 
 struct Machine {
   jmp_buf scheduler;
   std::vector<Fiber*> fibers;
+  std::vector<Warp> warps;
   int threads = 0, current = 0;
   const Entry* entry = nullptr;
   const void* arguments = nullptr;
@@ -73,8 +83,7 @@ void wait_as(State state, int line) {
 void fiber_main() {
   for (;;) {  // once per block
     machine.entry->run(machine.arguments);
-    for (auto& group : self().groups)
-      if (!group.empty()) machine.error = "a thread ends with asynchronous copies that it has not waited for";
+    if (!self().copies.empty()) machine.error = "a thread ends with asynchronous copies that it has not waited for";
     wait_as(State::finished, 0);
   }
 }
@@ -140,8 +149,10 @@ void run_block(int shared_bytes) {
   for (int i = 0; i < machine.threads; ++i) {
     order[i] = i;
     machine.fibers[i]->state = State::ready;
-    machine.fibers[i]->groups.assign(1, {});
+    machine.fibers[i]->copies.clear();
+    machine.fibers[i]->copied = 0;
   }
+  machine.warps.assign((machine.threads + 31) / 32, {});
   do {
     std::shuffle(order.begin(), order.end(), machine.random);
     for (bool any = true; any && machine.error.empty();) {
@@ -160,38 +171,35 @@ void run_block(int shared_bytes) {
 
 void barrier(int line) { wait_as(State::at_barrier, line); }
 
+// A lane that comes to another operation than its warp waits at stays waiting, and open_barrier tells of it.
 void warp_together(Together together, void* mine, int line) {
-  Fiber& me = self();
-  me.operands = mine;
-  me.state = State::in_warp;
-  me.line = line;
-  const int first = machine.current / 32 * 32, last = std::min(first + 32, machine.threads);
-  void* lanes[32];
-  for (int i = first; i < last; ++i) {
-    const Fiber& lane = *machine.fibers[i];
-    if (lane.state != State::in_warp || lane.line != line) return wait_as(State::in_warp, line);
-    lanes[i - first] = lane.operands;
+  Warp& warp = machine.warps[machine.current / 32];
+  if (warp.arrived == 0) warp.line = line;
+  if (warp.line == line) {
+    warp.operands[machine.current % 32] = mine;
+    ++warp.arrived;
   }
-  if (last - first < 32) return wait_as(State::in_warp, line);
-  together(lanes);
-  for (int i = first; i < last; ++i) machine.fibers[i]->state = State::ready;
+  if (warp.arrived < 32 || warp.line != line) return wait_as(State::in_warp, line);
+  together(warp.operands);
+  warp.arrived = 0;
+  for (int i = machine.current / 32 * 32; i < machine.current / 32 * 32 + 32; ++i)
+    machine.fibers[i]->state = State::ready;
 }
 
 float* shared_memory() { return machine.shared.data() + red_zone; }
 
 // The copy happens when it is waited for: what is read before that is poison or old.
 void copy_async(float* shared, const float* from, bool valid) {
-  PendingCopy copy = {shared, {}};
+  PendingCopy copy = {shared, {}, self().group};
   if (valid) std::memcpy(copy.value, from, sizeof copy.value);
-  self().groups.back().push_back(copy);
+  self().copies.push_back(copy);
 }
-void commit_copies() { self().groups.emplace_back(); }
+void commit_copies() { ++self().group; }
 void wait_copies(int pending) {
-  auto& groups = self().groups;
-  while (static_cast<int>(groups.size()) - 1 > pending) {
-    for (const PendingCopy& copy : groups.front()) std::memcpy(copy.to, copy.value, sizeof copy.value);
-    groups.erase(groups.begin());
-  }
+  Fiber& me = self();
+  for (; me.copied < me.copies.size() && me.copies[me.copied].group < me.group - pending; ++me.copied)
+    std::memcpy(me.copies[me.copied].to, me.copies[me.copied].value, sizeof me.copies[0].value);
+  if (me.copied == me.copies.size()) me.copies.clear(), me.copied = 0;
 }
 
 }  // namespace host

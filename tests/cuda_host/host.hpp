@@ -1,9 +1,9 @@
 // Twins of ptx.cuh on the CPU: the threads of a block are fibers, one block runs at a time.
 //
 // A fiber runs until it waits: at a barrier of the block, or in an operation of its warp, which the last lane to arrive
-// carries out for all. What cannot be seen here: races within one fiber's turn, the memory's ordering, the tensor cores'
-// own rounding, occupancy, speed. What is checked: every thread of a block reaches the same barriers, every lane of a
-// warp the same warp operations; nothing is written beyond shared memory; asynchronous copies are waited for.
+// carries out for all. What cannot be seen here: races within one fiber's turn, the memory's ordering, the tensor
+// cores' own rounding, occupancy, speed. What is checked: every thread of a block reaches the same barriers, every lane
+// of a warp the same warp operations; nothing is written beyond shared memory; asynchronous copies are waited for.
 #pragma once
 #include <math.h>
 
@@ -40,11 +40,11 @@ struct Entry {
 
 #define DEVICE inline
 #define UNROLL
-#define KERNEL(name, threads, Arguments)                                                            \
-  static void name##_body(const Arguments& args);                                                   \
-  static void name##_run(const void* args) { name##_body(*static_cast<const Arguments*>(args)); }   \
-  extern "C" __attribute__((visibility("default"), used)) const host::Entry entry_##name = {        \
-      sizeof(Arguments), threads, name##_run};                                                      \
+#define KERNEL(name, threads, Arguments)                                                          \
+  static void name##_body(const Arguments& args);                                                 \
+  static void name##_run(const void* args) { name##_body(*static_cast<const Arguments*>(args)); } \
+  extern "C" __attribute__((visibility("default"), used))                                         \
+  const host::Entry entry_##name = {sizeof(Arguments), threads, name##_run};                      \
   static void name##_body(const Arguments& args)
 #define SHARED_FLOATS(name) float* name = host::shared_memory()
 
