@@ -36,6 +36,7 @@ def _engine_parameters(*, cuda_host_too: bool) -> Iterator[Any]:
     for name in backends.NAMES:
         reason = backends.unavailable(name)
         marks = [] if reason is None or name in REQUIRED else [pytest.mark.skip(reason=reason)]
+        marks += [pytest.mark.gpu] if name == "cuda" else []
         yield pytest.param(name, marks=marks, id=name)
     if cuda_host_too:
         marks = [] if cuda_host.compiler() else [pytest.mark.skip(reason="no C++ compiler for the CUDA kernels' twin")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cuda_host.device import PRECISIONS, HostDevice, compiler
 from fastvae.kernels import Array
-from fastvae.kernels.cuda import engine
+from fastvae.kernels.cuda import noise
 from fastvae.kernels.cuda.plan import CudaPlan
 from fastvae.network import Network
 
@@ -21,9 +21,9 @@ def plan(network: Network, *, rows: int, draws: int, precision: str, n_threads: 
 
 def philox(*, counter: Array, key: Array, out: Array) -> None:
     """Philox blocks."""
-    engine.philox(HostDevice(), counter=counter, key=key, out=out)
+    noise.philox(HostDevice(), counter=counter, key=key, out=out)
 
 
 def normal(*, seed: int, step: int, stream: int, out: Array) -> None:
     """Standard normals of a stream."""
-    engine.normal(HostDevice(), seed=seed, step=step, stream=stream, out=out)
+    noise.normal(HostDevice(), seed=seed, step=step, stream=stream, out=out)
