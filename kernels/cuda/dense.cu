@@ -6,12 +6,8 @@
 //
 // Each is one product by tiles of 32 x 32 or 64 x 64 of its result; the launcher takes the larger ones where they still
 // fill the device. b is row K of W.
-#include "functions.cuh"
+#include "dense.cuh"
 #include "optimizer.cuh"
-#include "product.cuh"
-
-#define SMALL 32, 32, 128
-#define LARGE 64, 64, 256
 
 struct Forward {
   Matrix x, w, y;
@@ -26,7 +22,7 @@ DEVICE void forward_tile(const Forward& args, float* shared) {
   const int i0 = blockIdx.y * BM, j0 = blockIdx.x * BN;
   Product<BM, BN, THREADS, true, false> product;
   product.run(shared, {args.x.p, args.x.ld, args.rows}, {args.w.p, args.w.ld, args.fan_out}, args.fan_in, i0, j0,
-              [](const float*, const float*) {});
+              [](const auto&, const auto&) {});
   const float* b = args.w.p + args.fan_in * args.w.ld;
   product.each([&](int i, int j, float c) {
     if (i0 + i >= args.rows || j0 + j >= args.fan_out) return;
@@ -44,33 +40,14 @@ KERNEL(forward_large, 256, Forward) {
   forward_tile<LARGE>(args, shared);
 }
 
-struct InputGradient {
-  Matrix dy, w, h, dx;  // h.p null where the input is no hidden layer
-  int rows, fan_in, fan_out, activation;
-  const Loop* loop;
-};
-
 // Grid: tiles of columns of dx, tiles of rows.
-template <int BM, int BN, int THREADS>
-DEVICE void input_gradient_tile(const InputGradient& args, float* shared) {
-  if (backward_is_over(args.loop)) return;
-  const int i0 = blockIdx.y * BM, j0 = blockIdx.x * BN;
-  Product<BM, BN, THREADS, true, true> product;
-  product.run(shared, {args.dy.p, args.dy.ld, args.rows}, {args.w.p, args.w.ld, args.fan_in}, args.fan_out, i0, j0,
-              [](const float*, const float*) {});
-  product.each([&](int i, int j, float c) {
-    if (i0 + i >= args.rows || j0 + j >= args.fan_in) return;
-    float f = args.h.p ? slope(args.activation, rounded(args.h.p[(i0 + i) * args.h.ld + j0 + j])) : 1.0f;
-    args.dx.p[(i0 + i) * args.dx.ld + j0 + j] = c * f;
-  });
-}
 KERNEL(input_gradient_small, 128, InputGradient) {
   SHARED_FLOATS(shared);
-  input_gradient_tile<SMALL>(args, shared);
+  if (!backward_is_over(args.loop)) input_gradient_tile<SMALL>(args, blockIdx.y * 32, blockIdx.x * 32, shared);
 }
 KERNEL(input_gradient_large, 256, InputGradient) {
   SHARED_FLOATS(shared);
-  input_gradient_tile<LARGE>(args, shared);
+  if (!backward_is_over(args.loop)) input_gradient_tile<LARGE>(args, blockIdx.y * 64, blockIdx.x * 64, shared);
 }
 
 struct WeightGradient {  // of one layer
@@ -112,14 +89,13 @@ DEVICE void weight_gradient_tile(const WeightGradients& args, float* shared) {
   const WeightGradient& layer = args.layers[l];
   const int tile = blockIdx.x - layer.first_block;
   const int i0 = tile / layer.column_tiles * BM, j0 = tile % layer.column_tiles * BN;
-  typedef Product<BM, BN, THREADS, false, false> TileProduct;
-  TileProduct product;
+  Product<BM, BN, THREADS, false, false> product;
   const bool with_bias = i0 == 0 && threadIdx.x < BN;
   float db = 0.0f;
   product.run(shared, {layer.x.p, layer.x.ld, layer.fan_in}, {layer.dy.p, layer.dy.ld, layer.fan_out}, layer.rows, i0,
-              j0, [&](const float*, const float* dy) {
+              j0, [&](const auto&, const auto& dy) {
                 if (with_bias)
-                  for (int k = 0; k < DEPTH; ++k) db += rounded(dy[k * TileProduct::B::ld + threadIdx.x]);
+                  for (int k = 0; k < DEPTH; ++k) db += rounded(dy.p[k * dy.ld + threadIdx.x]);
               });
   product.each([&](int i, int j, float c) {
     if (i0 + i < layer.fan_in && j0 + j < layer.fan_out) apply(layer, args.loop, i0 + i, j0 + j, c);

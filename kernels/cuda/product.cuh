@@ -9,6 +9,10 @@
 constexpr int DEPTH = 32;
 constexpr int STAGES = 3;
 
+// Rows, columns and threads of the tiles that kernels are made for.
+#define SMALL 32, 32, 128
+#define LARGE 64, 64, 256
+
 // What the products of this precision make of an operand.
 DEVICE float rounded(float v) {
 #if FASTVAE_PRECISION == BF16
@@ -34,27 +38,41 @@ template <bool ALONG, int ROWS>
 struct Tile {
   static constexpr int ld = ALONG ? DEPTH + (FASTVAE_PRECISION == FP32 ? 4 : 16) : ROWS + 4;
   static constexpr int floats = (ALONG ? ROWS : DEPTH) * ld;
+  float* p;
 
   template <int THREADS>
-  static DEVICE void fetch(float* tile, const Operand& from, int depth, int i0, int k0) {
+  DEVICE void fetch(const Operand& from, int depth, int i0, int k0) const {
     constexpr int slow = ALONG ? ROWS : DEPTH, groups = (ALONG ? DEPTH : ROWS) / 4;
     const int slow0 = ALONG ? i0 : k0, fast0 = ALONG ? k0 : i0;
     const int slow_end = ALONG ? from.extent : depth, fast_end = ALONG ? depth : from.extent;
     for (int n = threadIdx.x; n < slow * groups; n += THREADS) {
       const int s = n / groups, f = n % groups * 4;
       const bool valid = slow0 + s < slow_end && fast0 + f < fast_end;
-      copy_async(tile + s * ld + f, valid ? from.p + (slow0 + s) * from.ld + fast0 + f : from.p, valid);
+      copy_async(p + s * ld + f, valid ? from.p + (slow0 + s) * from.ld + fast0 + f : from.p, valid);
     }
   }
 
   // Elements k to k + 3 of row i.
-  static DEVICE float4 at(const float* tile, int i, int k) {
+  DEVICE float4 at(int i, int k) const {
     if constexpr (ALONG) {
-      return *reinterpret_cast<const float4*>(tile + i * ld + k);
+      return *reinterpret_cast<const float4*>(p + i * ld + k);
     } else {
-      const float* p = tile + k * ld + i;
-      return {p[0], p[ld], p[2 * ld], p[3 * ld]};
+      const float* first = p + k * ld + i;
+      return {first[0], first[ld], first[2 * ld], first[3 * ld]};
     }
+  }
+};
+
+// Rows of bytes in shared memory, times a scale, over all of K.
+struct ByteTile {
+  const u8* p;
+  int ld;  // a multiple of 4
+  float scale;
+
+  DEVICE float4 at(int i, int k) const {
+    const u32 four = *reinterpret_cast<const u32*>(p + i * ld + k);
+    return {static_cast<float>(four & 255u) * scale, static_cast<float>(four >> 8 & 255u) * scale,
+            static_cast<float>(four >> 16 & 255u) * scale, static_cast<float>(four >> 24) * scale};
   }
 };
 
@@ -70,34 +88,38 @@ struct Product {
   static constexpr int TN = 4, COLUMNS = BN / TN, TM = BM * COLUMNS / THREADS;
   float c[TM][TN];
 
-  DEVICE void multiply(const float* a_tile, const float* b_tile) {
+  template <typename TA, typename TB>
+  DEVICE void multiply(const TA& a_tile, const TB& b_tile) {
     const int row = threadIdx.x / COLUMNS, column = threadIdx.x % COLUMNS;
     UNROLL
     for (int k = 0; k < DEPTH; k += 4) {
       float4 a[TM], b[TN];
       UNROLL
-      for (int i = 0; i < TM; ++i) a[i] = A::at(a_tile, row + i * (BM / TM), k);
+      for (int i = 0; i < TM; ++i) a[i] = a_tile.at(row + i * (BM / TM), k);
       UNROLL
-      for (int j = 0; j < TN; ++j) b[j] = B::at(b_tile, column + j * COLUMNS, k);
+      for (int j = 0; j < TN; ++j) b[j] = b_tile.at(column + j * COLUMNS, k);
       UNROLL
-      for (int i = 0; i < TM; ++i) UNROLL
-      for (int j = 0; j < TN; ++j) {
-        c[i][j] = multiply_add(a[i].x, b[j].x, c[i][j]);
-        c[i][j] = multiply_add(a[i].y, b[j].y, c[i][j]);
-        c[i][j] = multiply_add(a[i].z, b[j].z, c[i][j]);
-        c[i][j] = multiply_add(a[i].w, b[j].w, c[i][j]);
+      for (int i = 0; i < TM; ++i) {
+        UNROLL
+        for (int j = 0; j < TN; ++j) {
+          c[i][j] = multiply_add(a[i].x, b[j].x, c[i][j]);
+          c[i][j] = multiply_add(a[i].y, b[j].y, c[i][j]);
+          c[i][j] = multiply_add(a[i].z, b[j].z, c[i][j]);
+          c[i][j] = multiply_add(a[i].w, b[j].w, c[i][j]);
+        }
       }
     }
   }
 
-  // f(i, j, c) for each element of the tile that this thread holds.
+  // f(i, j, c, other's c) for each element of the tile that this thread holds.
   template <typename F>
-  DEVICE void each(F f) const {
+  DEVICE void each(const Product& other, F f) const {
+    const int row = threadIdx.x / COLUMNS, column = threadIdx.x % COLUMNS;
     UNROLL
-    for (int i = 0; i < TM; ++i) UNROLL
-    for (int j = 0; j < TN; ++j)
-      f(static_cast<int>(threadIdx.x / COLUMNS) + i * (BM / TM), static_cast<int>(threadIdx.x % COLUMNS) + j * COLUMNS,
-        c[i][j]);
+    for (int i = 0; i < TM; ++i) {
+      UNROLL
+      for (int j = 0; j < TN; ++j) f(row + i * (BM / TM), column + j * COLUMNS, c[i][j], other.c[i][j]);
+    }
   }
 #else
   // Each warp has TM x TN fragments of 16 x 8; warps lie WARPS_N to a row of warps.
@@ -105,7 +127,8 @@ struct Product {
   float c[TM][TN][4];
 
   // mma sums over columns t, t + 4, ... of a fragment; here lane t brings elements 4t to 4t + 3 of K, in A and B alike.
-  DEVICE void multiply(const float* a_tile, const float* b_tile) {
+  template <typename TA, typename TB>
+  DEVICE void multiply(const TA& a_tile, const TB& b_tile) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     const int row = warp / WARPS_N * TM * 16 + g, column = warp % WARPS_N * TN * 8 + g;
     UNROLL
@@ -113,14 +136,16 @@ struct Product {
       float4 upper[TM], lower[TM], b[TN];
       UNROLL
       for (int i = 0; i < TM; ++i) {
-        upper[i] = A::at(a_tile, row + 16 * i, k + 4 * t);
-        lower[i] = A::at(a_tile, row + 16 * i + 8, k + 4 * t);
+        upper[i] = a_tile.at(row + 16 * i, k + 4 * t);
+        lower[i] = a_tile.at(row + 16 * i + 8, k + 4 * t);
       }
       UNROLL
-      for (int j = 0; j < TN; ++j) b[j] = B::at(b_tile, column + 8 * j, k + 4 * t);
+      for (int j = 0; j < TN; ++j) b[j] = b_tile.at(column + 8 * j, k + 4 * t);
       UNROLL
-      for (int i = 0; i < TM; ++i) UNROLL
-      for (int j = 0; j < TN; ++j) multiply_fragment(c[i][j], upper[i], lower[i], b[j]);
+      for (int i = 0; i < TM; ++i) {
+        UNROLL
+        for (int j = 0; j < TN; ++j) multiply_fragment(c[i][j], upper[i], lower[i], b[j]);
+      }
     }
   }
 
@@ -137,48 +162,72 @@ struct Product {
   }
 
   template <typename F>
-  DEVICE void each(F f) const {
+  DEVICE void each(const Product& other, F f) const {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int row = warp / WARPS_N * TM * 16 + lane / 4, column = warp % WARPS_N * TN * 8 + lane % 4 * 2;
     UNROLL
-    for (int i = 0; i < TM; ++i) UNROLL
-    for (int j = 0; j < TN; ++j) UNROLL
-    for (int e = 0; e < 4; ++e) f(row + 16 * i + e / 2 * 8, column + 8 * j + e % 2, c[i][j][e]);
+    for (int i = 0; i < TM; ++i) {
+      UNROLL
+      for (int j = 0; j < TN; ++j) {
+        UNROLL
+        for (int e = 0; e < 4; ++e) f(row + 16 * i + e / 2 * 8, column + 8 * j + e % 2, c[i][j][e], other.c[i][j][e]);
+      }
+    }
   }
 #endif
+
+  template <typename F>
+  DEVICE void each(F f) const {
+    each(*this, [&](int i, int j, float element, float) { f(i, j, element); });
+  }
 
   // The tile at (i0, j0). `shared` holds STAGES * stage_floats; on_stage(a_tile, b_tile) sees each stage in order, the
   // rest of the last one zero.
   template <typename F>
   DEVICE void run(float* shared, const Operand& a, const Operand& b, int depth, int i0, int j0, F on_stage) {
-    each_zero();
-    const int stages = (depth + DEPTH - 1) / DEPTH;
-    for (int s = 0; s < STAGES - 1; ++s) fetch(shared, a, b, depth, i0, j0, s, stages);
-    for (int s = 0; s < stages; ++s) {
-      wait_copies<STAGES - 2>();
-      block_barrier();  // stage s is here, and nobody reads the slot of stage s - 1 any more
-      fetch(shared, a, b, depth, i0, j0, s + STAGES - 1, stages);
-      const float* tile = shared + s % STAGES * stage_floats;
-      multiply(tile, tile + A::floats);
-      on_stage(tile, tile + A::floats);
-    }
+    pipeline(
+        depth,
+        [&](int slot, int k0) {
+          A{shared + slot * stage_floats}.template fetch<THREADS>(a, depth, i0, k0);
+          B{shared + slot * stage_floats + A::floats}.template fetch<THREADS>(b, depth, j0, k0);
+        },
+        [&](int slot, int) {
+          const A a_tile{shared + slot * stage_floats};
+          const B b_tile{a_tile.p + A::floats};
+          multiply(a_tile, b_tile);
+          on_stage(a_tile, b_tile);
+        });
+  }
+
+  // The same with all of A's rows in shared memory already; `shared` holds STAGES * B::floats.
+  DEVICE void run(float* shared, const ByteTile& a, const Operand& b, int depth, int j0) {
+    pipeline(
+        depth, [&](int slot, int k0) { B{shared + slot * B::floats}.template fetch<THREADS>(b, depth, j0, k0); },
+        [&](int slot, int k0) { multiply(ByteTile{a.p + k0, a.ld, a.scale}, B{shared + slot * B::floats}); });
   }
 
  private:
+  // fetch(slot, k0) asks for a stage, use(slot, k0) takes it STAGES - 1 stages later.
+  template <typename Fetch, typename Use>
+  DEVICE void pipeline(int depth, Fetch fetch, Use use) {
+    each_zero();
+    const int stages = (depth + DEPTH - 1) / DEPTH;
+    auto ask = [&](int s) {
+      if (s < stages) fetch(s % STAGES, s * DEPTH);
+      commit_copies();  // also where there is nothing to fetch, so that counts agree
+    };
+    for (int s = 0; s < STAGES - 1; ++s) ask(s);
+    for (int s = 0; s < stages; ++s) {
+      wait_copies<STAGES - 2>();
+      block_barrier();  // stage s is here, and nobody reads the slot of stage s - 1 any more
+      ask(s + STAGES - 1);
+      use(s % STAGES, s * DEPTH);
+    }
+  }
+
   DEVICE void each_zero() {
     float* flat = reinterpret_cast<float*>(c);
     UNROLL
     for (int i = 0; i < static_cast<int>(sizeof c / sizeof(float)); ++i) flat[i] = 0.0f;
-  }
-
-  // Stage s into its slot; a group of copies is committed also where there is nothing to fetch, so that counts agree.
-  static DEVICE void fetch(float* shared, const Operand& a, const Operand& b, int depth, int i0, int j0, int s,
-                           int stages) {
-    if (s < stages) {
-      float* tile = shared + s % STAGES * stage_floats;
-      A::template fetch<THREADS>(tile, a, depth, i0, s * DEPTH);
-      B::template fetch<THREADS>(tile + A::floats, b, depth, j0, s * DEPTH);
-    }
-    commit_copies();
   }
 };
