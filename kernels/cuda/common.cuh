@@ -61,13 +61,14 @@ DEVICE T warp_sum(T v) {
   return v;
 }
 
-// The sum over a block of at most 1024 threads, the same bits in every thread. `scratch` holds 32 floats.
-DEVICE float block_sum(float v, float* scratch) {
+// The sum over a block, the same bits in every thread. `scratch` holds 32 of them.
+template <typename T>
+DEVICE T block_sum(T v, T* scratch) {
   v = warp_sum(v);
   block_barrier();  // scratch may still be read from the sum before
   if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = v;
   block_barrier();
-  float total = 0.0f;
+  T total = 0;
   for (int warp = 0; warp < static_cast<int>(blockDim.x + 31) / 32; ++warp) total += scratch[warp];
   return total;
 }

@@ -8,12 +8,27 @@ from typing import Any, NamedTuple
 
 from fastvae.kernels.cuda.launch import ADDRESS, INT, MATRIX, NOWHERE, Launch, Matrix, struct
 
-__all__ = ["ACTIVATIONS", "Gradient", "Layer", "copy_rows", "forward", "input_gradient", "leading", "weight_gradients"]
+__all__ = [
+    "ACTIVATIONS",
+    "DEPTH",
+    "INPUT_GRADIENT",
+    "SMALL",
+    "STAGES",
+    "Gradient",
+    "Layer",
+    "Tile",
+    "copy_rows",
+    "forward",
+    "input_gradient",
+    "leading",
+    "tile_for",
+    "weight_gradients",
+]
 
 ACTIVATIONS = {"none": 0, "tanh": 1, "relu": 2, "softplus": 3, "sigmoid": 4}
 _SHAPE = {"rows": INT, "fan_in": INT, "fan_out": INT}
 _FORWARD = struct(x=MATRIX, w=MATRIX, y=MATRIX, **_SHAPE, activation=INT, loop=ADDRESS)
-_INPUT_GRADIENT = struct(dy=MATRIX, w=MATRIX, h=MATRIX, dx=MATRIX, **_SHAPE, activation=INT, loop=ADDRESS)
+INPUT_GRADIENT = struct(dy=MATRIX, w=MATRIX, h=MATRIX, dx=MATRIX, **_SHAPE, activation=INT, loop=ADDRESS)
 _WEIGHT_GRADIENT = struct(
     x=MATRIX, dy=MATRIX, **_SHAPE, first_block=INT, column_tiles=INT, grad=ADDRESS, w=MATRIX, s0=ADDRESS, s1=ADDRESS
 )
@@ -21,10 +36,12 @@ _MAX_LAYERS = 8
 _WEIGHT_GRADIENTS = struct(layers=(_WEIGHT_GRADIENT, _MAX_LAYERS), count=INT, loop=ADDRESS)
 _COPY = struct(**{"from": MATRIX, "to": MATRIX, "rows": INT, "columns": INT})
 
-_DEPTH, _STAGES = 32, 3  # product.cuh's
+DEPTH, STAGES = 32, 3  # product.cuh's
 
 
-class _Tile(NamedTuple):
+class Tile(NamedTuple):
+    """Rows, and as many columns, of a result that one block computes."""
+
     name: str
     size: int
     threads: int
@@ -36,20 +53,20 @@ class _Tile(NamedTuple):
     def shared_bytes(self, precision: str, *along: bool) -> int:
         """Shared memory for tiles of two operands, stored with the summed dimension contiguous or not."""
         padding = 4 if precision == "fp32" else 16
-        floats = sum(self.size * (_DEPTH + padding) if a else _DEPTH * (self.size + 4) for a in along)
-        return 4 * _STAGES * floats
+        floats = sum(self.size * (DEPTH + padding) if a else DEPTH * (self.size + 4) for a in along)
+        return 4 * STAGES * floats
 
 
-_SMALL, _LARGE = _Tile("small", 32, 128), _Tile("large", 64, 256)
+SMALL, LARGE = Tile("small", 32, 128), Tile("large", 64, 256)
 # Large tiles read less and keep the arithmetic units busier, once there are enough of them for a device of 132
 # multiprocessors. Not yet measured.
 _ENOUGH_TILES = 132
 
 
-def _tile(*results: tuple[int, int]) -> _Tile:
+def tile_for(*results: tuple[int, int]) -> Tile:
     """Choose the tiles for results of these shapes."""
-    tiles = sum(x * y for x, y in (_LARGE.tiles(*shape) for shape in results))
-    return _LARGE if tiles >= _ENOUGH_TILES else _SMALL
+    tiles = sum(x * y for x, y in (LARGE.tiles(*shape) for shape in results))
+    return LARGE if tiles >= _ENOUGH_TILES else SMALL
 
 
 def leading(columns: int) -> int:
@@ -70,7 +87,7 @@ class Layer(NamedTuple):
 
 def forward(layer: Layer, x: Matrix, rows: int, *, activation: str, precision: str, loop: int = 0) -> Launch:
     """Affine layer and activation: ``y = f(x W + b)``."""
-    tile = _tile((rows, layer.fan_out))
+    tile = tile_for((rows, layer.fan_out))
     return Launch.of(
         "dense", f"forward_{tile.name}", _FORWARD, tile.tiles(rows, layer.fan_out), tile.threads,
         tile.shared_bytes(precision, True, False),
@@ -83,9 +100,9 @@ def input_gradient(
     layer: Layer, dx: Matrix, rows: int, *, precision: str, h: Matrix = NOWHERE, activation: str = "none", loop: int = 0
 ) -> Launch:
     """Gradient of the input: ``dx = dy W^T``, times the slope at the layer's input where that is a hidden layer `h`."""
-    tile = _tile((rows, layer.fan_in))
+    tile = tile_for((rows, layer.fan_in))
     return Launch.of(
-        "dense", f"input_gradient_{tile.name}", _INPUT_GRADIENT, tile.tiles(rows, layer.fan_in), tile.threads,
+        "dense", f"input_gradient_{tile.name}", INPUT_GRADIENT, tile.tiles(rows, layer.fan_in), tile.threads,
         tile.shared_bytes(precision, True, True),
         dy=layer.dy, w=layer.w, h=h, dx=dx, rows=rows, fan_in=layer.fan_in, fan_out=layer.fan_out,
         activation=ACTIVATIONS[activation], loop=loop,
@@ -109,7 +126,7 @@ def weight_gradients(gradients: Iterable[Gradient], *, precision: str, loop: int
     """Gradients of the parameters of several layers, ``dW = x^T dy``, in one launch or as few as there must be."""
     rest = iter(gradients)
     while group := list(islice(rest, _MAX_LAYERS)):
-        tile = _tile(*((g.layer.fan_in, g.layer.fan_out) for g in group))
+        tile = tile_for(*((g.layer.fan_in, g.layer.fan_out) for g in group))
         layers, blocks = [], 0
         for g in group:
             column_tiles, row_tiles = tile.tiles(g.layer.fan_in, g.layer.fan_out)

@@ -142,6 +142,29 @@ class CupyDevice:
                 graph = self.stream.end_capture()
             return _CupyGraph(self, graph, launches)
 
+    def from_dlpack(self, value: Any) -> Any:
+        """Share memory through CuPy."""
+        with self.used_by():
+            return cupy.from_dlpack(value)
+
+    def follow_caller(self) -> None:
+        """Wait, on the device, for CuPy's current stream and for the default stream, which is torch's."""
+        streams = self._callers_streams()
+        with self.used_by():
+            for stream in streams:
+                self.stream.wait_event(stream.record(cupy.cuda.Event(disable_timing=True)))
+
+    def lead_caller(self) -> None:
+        """Let both wait, on the device."""
+        streams = self._callers_streams()
+        with self.used_by():
+            event = self.stream.record(cupy.cuda.Event(disable_timing=True))
+            for stream in streams:
+                stream.wait_event(event)
+
+    def _callers_streams(self) -> set[Any]:
+        return {cupy.cuda.Stream.null, cupy.cuda.get_current_stream(self._device.id)}
+
     def synchronize(self) -> None:
         """Wait."""
         with self.used_by():

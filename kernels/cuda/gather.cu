@@ -4,7 +4,6 @@
 #include "philox.cuh"
 
 enum Dtype { DTYPE_U8, DTYPE_F32, DTYPE_F64 };
-enum Binarize { BINARIZE_NONE, BINARIZE_DYNAMIC, BINARIZE_FIXED, BINARIZE_SHARED };
 
 struct Rows {                             // a dataset, dense or CSR
   const void *values, *indices, *indptr;  // indptr null when dense
@@ -51,13 +50,6 @@ KERNEL(gather, 256, Gather) {
     for (int d = threadIdx.x; d < n; d += blockDim.x) x[d] = value_at(data, row * n + d) * args.scale;
   }
   if (args.binarize == BINARIZE_NONE) return;
-  // element d of the row is word `first + d` of the stream
-  const bool dynamic = args.binarize == BINARIZE_DYNAMIC;
-  const u64 key = dynamic ? step : args.binarize == BINARIZE_FIXED ? static_cast<u64>(args.numbers[place]) : 0;
-  const i64 first = dynamic ? static_cast<i64>(m) * n : 0;
-  for (int d = threadIdx.x; d < n; d += blockDim.x) {  // the element that this thread has written, or after a barrier
-    Words w = philox_block(args.seed, key, dynamic ? STREAM_BINARIZE : STREAM_BINARIZE_FIXED,
-                           static_cast<u32>((first + d) / 4));
-    x[d] = binarized(w.word[(first + d) % 4], x[d]);
-  }
+  for (int d = threadIdx.x; d < n; d += blockDim.x)  // the element that this thread has written, or after a barrier
+    x[d] = binarized_pixel(args.binarize, args.seed, step, args.numbers[place], m, n, d, x[d]);
 }

@@ -46,7 +46,7 @@ class Dataset(NamedTuple):
 
 def arrays_of(data: Any) -> tuple[Array, ...]:
     """Return the arrays of a checked dataset, dense or CSR."""
-    return (data,) if isinstance(data, np.ndarray) else (data.data, data.indices, data.indptr)
+    return (data.data, data.indices, data.indptr) if getattr(data, "format", None) == "csr" else (data,)
 
 
 def dataset_at(addresses: Sequence[int], data: Any) -> Dataset:

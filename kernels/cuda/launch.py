@@ -113,7 +113,7 @@ class Device(Protocol):
         """Allocate `size` bytes of zeros, or raise MemoryError."""
 
     def upload(self, address: int, array: Array) -> None:
-        """Copy a contiguous array to the device; it may be changed afterwards."""
+        """Copy a contiguous array to the device; it may be changed after the next `download` or `synchronize`."""
 
     def download(self, array: Array, address: int) -> None:
         """Copy from the device into a contiguous array, when all before is done."""
@@ -123,6 +123,15 @@ class Device(Protocol):
 
     def graph(self, launches: Sequence[Launch], precision: str) -> Graph:
         """Record launches."""
+
+    def from_dlpack(self, value: Any) -> Any:
+        """Return an object with ``__cuda_array_interface__`` that shares the memory."""
+
+    def follow_caller(self) -> None:
+        """Make what is asked for from now on wait for what the caller's stream does."""
+
+    def lead_caller(self) -> None:
+        """Make the caller's stream wait for what was asked for."""
 
     def synchronize(self) -> None:
         """Wait for all that was queued; an error in it is raised here."""

@@ -1,10 +1,11 @@
-// log p(x|z) and its gradient from the decoder's heads in one pass, and the sums over the minibatch.
+// log p(x|z) and its gradient from the decoder's heads in one pass, row by row.
 //
 //   bernoulli: sum_d x a - max(a, 0) - log1p(exp(-|a|)); gradient x - sigmoid(a)
 //   gaussian:  -1/2 sum_d log(2 pi) + logvar + (x - mean)^2 / exp(logvar), logvar = floor + softplus(s - floor)
 //
 // x (M, D); out and dout (R, D) or (R, 2 D), row r belongs to x[r % M]; log_px (R,).
 #include "likelihood.cuh"
+#include "statistics.cuh"
 
 struct Likelihood {
   Density density;
@@ -68,33 +69,8 @@ KERNEL(add_prior, 128, Prior) {
   if (threadIdx.x % 32 == 0) args.log_pxz[r] -= 0.5f * twice;
 }
 
-struct Statistics {
-  const float *log_px, *kl;  // (R,), (M,)
-  double* stats;             // (T, 2)
-  const Step* steps;         // (T,)
-  int all_rows, rows;
-  Loop* loop;
-};
-
-// Means over the minibatch in float64, and whether the step is completed. Grid: one block of one warp.
-KERNEL(statistics, 32, Statistics) {
-  Loop& loop = *args.loop;
-  const i64 step = loop.step;
-  if (forward_is_over(&loop)) {
-    if (threadIdx.x == 0) loop.complete = 0;
-    return;
-  }
-  double log_px = 0.0, kl = 0.0;
-  for (int r = threadIdx.x; r < args.all_rows; r += 32) log_px += args.log_px[r];
-  for (int m = threadIdx.x; m < args.rows; m += 32) kl += args.kl[m];
-  log_px = warp_sum(log_px) / args.all_rows;
-  kl = warp_sum(kl) / args.rows;
-  if (threadIdx.x) return;
-  args.stats[2 * step] = log_px;
-  args.stats[2 * step + 1] = kl;
-  loop.complete = is_finite(log_px - kl);
-  if (loop.complete)
-    loop.now = args.steps[step];
-  else
-    loop.limit = step;
+// Grid: one block.
+KERNEL(statistics, 256, Statistics) {
+  SHARED_FLOATS(scratch);
+  sum_statistics<256>(args, scratch);
 }

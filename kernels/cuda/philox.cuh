@@ -4,6 +4,9 @@
 
 struct Words {
   u32 word[4];
+
+  // By a number that is known only at run time; an index would move the words to memory.
+  DEVICE u32 at(int i) const { return i & 2 ? (i & 1 ? word[3] : word[2]) : (i & 1 ? word[1] : word[0]); }
 };
 
 DEVICE Words philox(u32 k0, u32 k1, u32 c0, u32 c1, u32 c2, u32 c3) {
@@ -64,7 +67,15 @@ DEVICE float normal_at(u64 seed, u64 step, u32 stream, i64 element) {
   return element % 2 ? second : first;
 }
 
-// [u < v] with u = (k + 1/2) / 2^24, compared exactly: u needs 25 bits where it is above one half.
-DEVICE float binarized(u32 word, float v) {
-  return static_cast<double>(word >> 8) + 0.5 < static_cast<double>(v) * 16777216.0 ? 1.0f : 0.0f;
+enum Binarize { BINARIZE_NONE, BINARIZE_DYNAMIC, BINARIZE_FIXED, BINARIZE_SHARED };
+
+// [u < v] for column d of n, v its scaled grey level, of row `number` of the dataset and m of the minibatch. With u =
+// (k + 1/2) / 2^24 it is compared exactly: u needs 25 bits where it is above one half.
+DEVICE float binarized_pixel(int binarize, u64 seed, u64 step, i64 number, int m, int n, int d, float v) {
+  const bool dynamic = binarize == BINARIZE_DYNAMIC;
+  const u64 key = dynamic ? step : binarize == BINARIZE_FIXED ? static_cast<u64>(number) : 0;
+  const i64 element = dynamic ? static_cast<i64>(m) * n + d : d;
+  const Words w =
+      philox_block(seed, key, dynamic ? STREAM_BINARIZE : STREAM_BINARIZE_FIXED, static_cast<u32>(element / 4));
+  return static_cast<double>(w.at(static_cast<int>(element % 4)) >> 8) + 0.5 < static_cast<double>(v) * 16777216.0 ? 1.0f : 0.0f;
 }

@@ -14,6 +14,7 @@ import numpy as np
 from fastvae.kernels import Array
 from fastvae.kernels.checks import CheckedPlan
 from fastvae.kernels.cuda import dense, likelihood
+from fastvae.kernels.cuda.arrays import DeviceArray, takes_device_arrays
 from fastvae.kernels.cuda.dense import Gradient, Layer
 from fastvae.kernels.cuda.gather import arrays_of, dataset_at, gather
 from fastvae.kernels.cuda.latent import Latent, latent_backward, latent_forward
@@ -32,11 +33,11 @@ PRECISIONS = tuple(_DTYPES)
 
 
 class _Call:
-    """The canonical arrays of one operation on the device, one after another in the plan's exchange memory."""
+    """The canonical arrays of one operation: on the device already, or one after another in exchange memory there."""
 
-    def __init__(self, device: Device, precision: str, exchange: _Exchange, arrays: Sequence[Array | None]) -> None:
+    def __init__(self, device: Device, precision: str, exchange: _Exchange, arrays: Sequence[Any]) -> None:
         self._device, self._precision = device, precision
-        self._next = exchange.room(sum(aligned(a.nbytes) for a in arrays if a is not None))
+        self._next = exchange.room(sum(aligned(a.nbytes) for a in arrays if isinstance(a, np.ndarray)))
         self._outputs: list[tuple[Array, int]] = []
         self._launches: list[Launch] = []
 
@@ -45,12 +46,16 @@ class _Call:
         self._next += aligned(array.nbytes)
         return address
 
-    def input(self, array: Array) -> int:
+    def input(self, array: Any) -> int:
+        if isinstance(array, DeviceArray):
+            return array.address
         address = self._place(array)
         self._device.upload(address, array)
         return address
 
-    def output(self, array: Array, *, added_to: bool = False) -> int:
+    def output(self, array: Any, *, added_to: bool = False) -> int:
+        if isinstance(array, DeviceArray):
+            return array.address
         address = self._place(array)
         if added_to:
             self._device.upload(address, array)
@@ -92,7 +97,10 @@ class _Exchange:
 
 
 class CudaPlan(CheckedPlan):
-    """The operations on one network and one device."""
+    """The operations on one network and one device.
+
+    Float arrays and dense data may lie on the device already; `arrays.takes_device_arrays` has the rules.
+    """
 
     def __init__(self, network: Network, *, device: Device, name: str, **sizes: Any) -> None:
         super().__init__(network, name=name, dtypes=_DTYPES, **sizes)
@@ -106,17 +114,20 @@ class CudaPlan(CheckedPlan):
     def _call(self, *arrays: Array | None) -> _Call:
         return _Call(self._device, self.precision, self._exchange, arrays)
 
+    @takes_device_arrays
     def gather(self, *, data: Any, index: Array, scale: float, binarize: str, seed: int, step: int, x: Array) -> None:
         """Fetch a minibatch."""
         self._check_gather(data=data, index=index, scale=scale, binarize=binarize, seed=seed, step=step, x=x)
-        picked, count = data[index], len(index)  # on the host: no more than the minibatch crosses over
+        rows, count = index, len(index)
+        if not isinstance(data, DeviceArray):  # no more than the minibatch crosses over
+            data, rows = data[index], np.arange(count)
         with self._turn:
-            arrays = arrays_of(picked)
-            call = self._call(*arrays, index, index, x)
+            arrays = arrays_of(data)
+            call = self._call(*arrays, rows, index, x)
             call.launch(
                 gather(
-                    dataset_at([call.input(array) for array in arrays], picked),
-                    index=call.input(np.arange(count)),
+                    dataset_at([call.input(array) for array in arrays], data),
+                    index=call.input(rows),
                     numbers=call.input(index),
                     x=Matrix(call.output(x), x.shape[1]),
                     rows=count,
@@ -128,6 +139,7 @@ class CudaPlan(CheckedPlan):
             )
             call.finish()
 
+    @takes_device_arrays
     def encoder_forward(self, *, params: Array, x: Array, hidden: tuple[Array, ...], mu: Array, logvar: Array) -> None:
         """Recognition model."""
         rows = self._check_x(x)
@@ -146,6 +158,7 @@ class CudaPlan(CheckedPlan):
             call.store(heads.columns_from(self.network.latent_dim), logvar)
             call.finish()
 
+    @takes_device_arrays
     def latent_forward(self, *, mu: Array, logvar: Array, eps: Array, z: Array, kl: Array) -> None:
         """Reparameterised sample and KL divergence."""
         shape = self._check_latent(mu, logvar, eps)
@@ -157,6 +170,7 @@ class CudaPlan(CheckedPlan):
             call.launch(latent_forward(sample))
             call.finish()
 
+    @takes_device_arrays
     def latent_backward(
         self, *, mu: Array, logvar: Array, eps: Array, dz: Array, kl_scale: float, dmu: Array, dlogvar: Array
     ) -> None:
@@ -177,6 +191,7 @@ class CudaPlan(CheckedPlan):
         heads, at = [Matrix(call.input(array), n) for array in (mu, logvar)], call.input(eps)
         return Latent(heads[0], heads[1], at, draws, rows, n, **fields)
 
+    @takes_device_arrays
     def decoder_forward(self, *, params: Array, z: Array, hidden: tuple[Array, ...], out: Array) -> None:
         """Decoder's heads."""
         rows = self._check_z(z)
@@ -193,6 +208,7 @@ class CudaPlan(CheckedPlan):
                 call.store(layer.y, y)
             call.finish()
 
+    @takes_device_arrays
     def likelihood(self, *, x: Array, out: Array, scale: float, log_px: Array, dout: Array | None) -> None:
         """Log p(x|z) and its gradient."""
         batch = self._check_x(x)
@@ -217,6 +233,7 @@ class CudaPlan(CheckedPlan):
             )
             call.finish()
 
+    @takes_device_arrays
     def likelihood_mean(self, *, out: Array, mean: Array) -> None:
         """Mean of p(x|z)."""
         rows = self._check_out(out)
@@ -227,6 +244,7 @@ class CudaPlan(CheckedPlan):
             call.launch(likelihood.likelihood_mean(self.network, out=heads, mean=means, rows=rows))
             call.finish()
 
+    @takes_device_arrays
     def decoder_backward(
         self, *, params: Array, z: Array, hidden: tuple[Array, ...], dout: Array, dz: Array | None, grad: Array | None
     ) -> None:
@@ -250,6 +268,7 @@ class CudaPlan(CheckedPlan):
                 call.store(work.dz, dz)
             call.finish()
 
+    @takes_device_arrays
     def encoder_backward(
         self, *, params: Array, x: Array, hidden: tuple[Array, ...], dmu: Array, dlogvar: Array, grad: Array
     ) -> None:
@@ -290,6 +309,7 @@ class CudaPlan(CheckedPlan):
             ]
             call.launch(*dense.weight_gradients(gradients, precision=self.precision))
 
+    @takes_device_arrays
     def log_joint(self, *, params: Array, x: Array, z: Array, log_pxz: Array, dz: Array | None) -> None:
         """Log p(x, z) and its gradient in z."""
         batch = self._check_x(x)
@@ -326,6 +346,7 @@ class CudaPlan(CheckedPlan):
                 call.store(work.dz, dz)
             call.finish()
 
+    @takes_device_arrays
     def update(
         self, *, optimizer: Optimizer, params: Array, grad: Array, state: Array, step: int, decay: float
     ) -> None:
@@ -341,6 +362,7 @@ class CudaPlan(CheckedPlan):
             call.launch(update(constants, w=w, s0=s0, s1=s1, g=call.input(grad), n=params.size))
             call.finish()
 
+    @takes_device_arrays
     def train_steps(
         self,
         *,

@@ -9,7 +9,15 @@ from pathlib import Path
 __all__ = ["FILES", "options", "source_of"]
 
 # name -> whether its kernels differ by precision
-FILES = {"rng": False, "gather": False, "dense": True, "latent": False, "likelihood": False, "optimizer": False}
+FILES = {
+    "rng": False,
+    "gather": False,
+    "dense": True,
+    "latent": False,
+    "likelihood": False,
+    "optimizer": False,
+    "phases": True,
+}
 _FOLDER = Path(__file__).parent
 _MACROS = {"fp32": 0, "tf32": 1, "bf16": 2}  # common.cuh's
 _INCLUDE = re.compile(r'#include "(\w+\.cuh)"')

@@ -7,19 +7,22 @@ after the last, and every step after one whose bound is not finite, does nothing
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastvae.kernels import Array
-from fastvae.kernels.cuda import dense, likelihood
-from fastvae.kernels.cuda.dense import Gradient
+from fastvae.kernels.cuda import dense, phases
+from fastvae.kernels.cuda.arrays import DeviceArray
+from fastvae.kernels.cuda.dense import Gradient, Layer
 from fastvae.kernels.cuda.gather import Dataset, arrays_of, dataset_at, gather
 from fastvae.kernels.cuda.latent import Latent, latent_backward, latent_forward
-from fastvae.kernels.cuda.launch import LOOP, STEP, Device, Graph, Launch, Matrix
+from fastvae.kernels.cuda.launch import LOOP, NOWHERE, STEP, Device, Graph, Launch, Matrix
+from fastvae.kernels.cuda.likelihood import Statistics, likelihood
 from fastvae.kernels.cuda.optimizer import steps_table
-from fastvae.kernels.cuda.workspace import Memory, Workspace, backward, forward, input_gradient, inputs, pack
+from fastvae.kernels.cuda.workspace import Memory, Workspace, backward, input_gradient, inputs, pack
 from fastvae.network import Network
 from fastvae.optimizer import Optimizer
 
@@ -27,7 +30,7 @@ __all__ = ["Training"]
 
 # A graph is at most so long: Ctrl-C waits for two of them.
 _GRAPH_SECONDS = 0.02
-_MAX_GRAPH_STEPS = 128
+_MAX_GRAPH_STEPS = 256
 
 
 class _Tables(NamedTuple):
@@ -37,6 +40,153 @@ class _Tables(NamedTuple):
     steps: int
     order: int
     stats: int
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One step of Algorithm 1 on device memory; M is `rows`.
+
+    Where they fit, the phases of ``phases.cu`` stand for several operations at once: a step of the paper's network is
+    six launches.
+    """
+
+    network: Network
+    work: Workspace
+    slots: Sequence[Sequence[Matrix]]  # of the optimizer's state, laid out as the layers' w
+    terms: int  # address of log p(x|z) in parts
+    tables: _Tables
+    precision: str
+    draws: int
+    data: Dataset
+    rows: int
+    n_slots: int
+    scale: float
+    binarize: str
+    seed: int
+
+    def launches(self) -> Iterator[Launch]:
+        """Gather, encode, sample, decode, compare; back again; and update."""
+        encoder, decoder, all_rows = self.work.encoder, self.work.decoder, self.draws * self.rows
+        together = phases.sample_fits(encoder, decoder, self.rows, self.draws)
+        sides = {"heads": encoder[-1], "below": encoder[-2], "above": decoder[0]} if together else {}
+
+        first = phases.first_layer_fits(self.data, encoder[0], self.rows) and len(encoder) > 1
+        yield self._first_layer() if first else self._gather()
+        yield from self._forward(encoder[first:-1], inputs(encoder, self.work.x)[first:], self.rows)
+        if together:
+            yield phases.sample_rows(self._sample, activation=self.network.activation, **sides)
+        else:
+            yield from self._forward(encoder[-1:], inputs(encoder, self.work.x)[-1:], self.rows)
+            yield latent_forward(self._sample)
+        yield from self._forward(decoder[together:-1], inputs(decoder, self.work.z)[together:], all_rows)
+        yield from self._compare()
+
+        yield self._output_backward()
+        yield from backward(decoder[:-1], all_rows, activation=self.network.activation, **self._plain)
+        if together:
+            yield phases.sample_backward(self._sample, activation=self.network.activation, **sides)
+        else:
+            if len(decoder) > 1:
+                yield input_gradient(decoder, self.work.dz, all_rows, **self._plain)
+            yield latent_backward(self._sample)
+        encoder_above = encoder[:-1] if together else encoder
+        yield from backward(encoder_above, self.rows, activation=self.network.activation, **self._plain)
+        yield from dense.weight_gradients(self._gradients(), **self._plain)
+
+    @property
+    def _plain(self) -> dict[str, Any]:
+        return {"precision": self.precision, "loop": self.tables.loop}
+
+    @property
+    def _sample(self) -> Latent:
+        work, latent_dim = self.work, self.network.latent_dim
+        heads, dheads = work.encoder[-1].y, work.encoder[-1].dy
+        return Latent(
+            mu=heads,
+            logvar=heads.columns_from(latent_dim),
+            eps=work.eps,
+            draws=self.draws,
+            rows=self.rows,
+            latent_dim=latent_dim,
+            z=work.z,
+            kl=work.kl,
+            dz=work.dz,
+            dmu=dheads,
+            dlogvar=dheads.columns_from(latent_dim),
+            seed=self.seed,
+            loop=self.tables.loop,
+        )
+
+    def _gather(self) -> Launch:
+        constants: dict[str, Any] = {"scale": self.scale, "binarize": self.binarize, "seed": self.seed}
+        places: dict[str, Any] = {"index": self.tables.order, "numbers": self.tables.order, "x": self.work.x}
+        return gather(self.data, rows=self.rows, loop=self.tables.loop, **places, **constants)
+
+    def _first_layer(self) -> Launch:
+        return phases.first_layer(
+            self.data,
+            self.work.encoder[0],
+            order=self.tables.order,
+            x=self.work.x,
+            rows=self.rows,
+            scale=self.scale,
+            binarize=self.binarize,
+            seed=self.seed,
+            activation=self.network.activation,
+            loop=self.tables.loop,
+        )
+
+    def _forward(self, layers: Sequence[Layer], xs: Sequence[Matrix], rows: int) -> Iterator[Launch]:
+        last = (self.work.encoder[-1], self.work.decoder[-1])
+        for layer, x in zip(layers, xs, strict=False):
+            yield dense.forward(
+                layer, x, rows, activation="none" if layer in last else self.network.activation, **self._plain
+            )
+
+    def _compare(self) -> Iterator[Launch]:
+        """The decoder's heads and the likelihood."""
+        work, all_rows, layer = self.work, self.draws * self.rows, self.work.decoder[-1]
+        h = inputs(work.decoder, work.z)[-1]
+        shared: dict[str, Any] = {"x": work.x, "x_rows": self.rows, "rows": all_rows, "scale": 1 / all_rows}
+        shared |= {"log_px": self.terms, "loop": self.tables.loop}
+        if phases.output_layer_fits(self.network):
+            yield phases.output_layer(self.network, layer, h=h, precision=self.precision, **shared)
+        else:
+            yield from self._forward([layer], [h], all_rows)
+            yield likelihood(self.network, out=layer.y, dout=layer.dy, **shared)
+
+    def _output_backward(self) -> Launch:
+        """Gradient below the decoder's heads, and the statistics."""
+        work, all_rows = self.work, self.draws * self.rows
+        parts = phases.output_tiles(self.network, all_rows) if phases.output_layer_fits(self.network) else 1
+        statistics = Statistics(
+            log_px=self.terms,
+            kl=work.kl,
+            stats=self.tables.stats,
+            steps=self.tables.steps,
+            terms=parts * all_rows,
+            all_rows=all_rows,
+            rows=self.rows,
+            loop=self.tables.loop,
+        )
+        below = work.decoder[-2] if len(work.decoder) > 1 else None
+        return phases.output_backward(
+            work.decoder[-1],
+            below.dy if below else work.dz,
+            all_rows,
+            statistics,
+            h=below.y if below else NOWHERE,
+            activation=self.network.activation,
+            precision=self.precision,
+        )
+
+    def _gradients(self) -> Iterator[Gradient]:
+        work = self.work
+        encoder = zip(work.encoder, inputs(work.encoder, work.x), strict=True)
+        decoder = zip(work.decoder, inputs(work.decoder, work.z), strict=True)
+        sides = [(*pair, self.rows) for pair in encoder] + [(*pair, self.draws * self.rows) for pair in decoder]
+        for (layer, x, rows), s0, s1 in zip(sides, *self.slots, strict=True):
+            yield Gradient(layer, x, rows, state=(s0.p, s1.p if self.n_slots > 1 else 0))
 
 
 class Training:
@@ -49,7 +199,9 @@ class Training:
         self._params = self._flat.floats(network.layout.size)
         self._state = self._flat.floats(2 * network.layout.size)
         self._slots = [self._slot() for _ in range(2)]
+        self._terms = self._flat.floats(phases.most_terms(network, work.rows * draws))
         self._tables_memory, self._tables_size, self._tables = Memory(device), (0, 0), _Tables(0, 0, 0, 0)
+        self._data_memory, self._data_places, self._data_sizes = Memory(device), list[int](), tuple[int, ...]()
         self._graph: tuple[bytes, Graph] | None = None
 
     def _slot(self) -> list[Matrix]:
@@ -77,9 +229,7 @@ class Training:
         """Make the steps of `order`; arguments are those of `fastvae.kernels.Plan.train_steps`, checked."""
         n_steps, rows = order.shape
         tables = self._room(n_steps, rows)
-        memory = Memory(self._device)
-        arrays = arrays_of(data)
-        dataset = dataset_at([self._uploaded(memory, array) for array in arrays], data)
+        dataset = self._dataset(data)
         table = steps_table(
             optimizer,
             first=step,
@@ -94,9 +244,23 @@ class Training:
         self._device.upload(tables.loop, loop)
         self._device.upload(tables.steps, table)
         self._device.upload(tables.order, order)
-        launches = list(self._step(tables, dataset, rows, optimizer.n_slots, scale=scale, binarize=binarize, seed=seed))
+        step_launches = _Step(
+            network=self._network,
+            work=self._work,
+            slots=self._slots,
+            terms=self._terms,
+            tables=tables,
+            precision=self._precision,
+            draws=self._draws,
+            data=dataset,
+            rows=rows,
+            n_slots=optimizer.n_slots,
+            scale=scale,
+            binarize=binarize,
+            seed=seed,
+        ).launches()
         length = self._graph_length(n_steps, rows)
-        graph = self._recorded(launches, length)
+        graph = self._recorded(list(step_launches), length)
         self._exchange(params, state, store=False)
         try:
             for _ in range(-(-n_steps // length)):
@@ -105,81 +269,24 @@ class Training:
                 if loop["step"] >= loop["limit"]:
                     break
         finally:  # also when a signal handler raises: what was launched is carried out
-            self._device.download(loop, tables.loop)
-            n_done = int(loop["step"])
-            self._exchange(params, state, store=True)
-            reported = stats[: min(n_done + 1, n_steps)] if loop["limit"] < n_steps else stats[:n_done]
-            self._device.download(reported, tables.stats)
-            done[0] = n_done
+            try:
+                self._report(params, state, tables, stats, done)
+            except BaseException:  # a signal handler's, in the middle of it: once more, whole
+                self._report(params, state, tables, stats, done)
+                raise
 
-    def _step(
-        self, tables: _Tables, data: Dataset, rows: int, n_slots: int, *, scale: float, binarize: str, seed: int
-    ) -> Iterator[Launch]:
-        """One step of Algorithm 1 with the estimator SGVB-B."""
-        work, network, loop = self._work, self._network, tables.loop
-        all_rows, latent_dim = self._draws * rows, network.latent_dim
-        options: dict[str, Any] = {"activation": network.activation, "precision": self._precision, "loop": loop}
-        plain: dict[str, Any] = {"precision": self._precision, "loop": loop}
-        heads, dheads = work.encoder[-1].y, work.encoder[-1].dy
-        out, dout = work.decoder[-1].y, work.decoder[-1].dy
-        sample = Latent(
-            mu=heads,
-            logvar=heads.columns_from(latent_dim),
-            eps=work.eps,
-            draws=self._draws,
-            rows=rows,
-            latent_dim=latent_dim,
-            z=work.z,
-            kl=work.kl,
-            dz=work.dz,
-            dmu=dheads,
-            dlogvar=dheads.columns_from(latent_dim),
-            seed=seed,
-            loop=loop,
-        )
-        order = {"index": tables.order, "numbers": tables.order}
-        yield gather(data, **order, x=work.x, rows=rows, scale=scale, binarize=binarize, seed=seed, loop=loop)
-        yield from forward(work.encoder, work.x, rows, **options)
-        yield latent_forward(sample)
-        yield from forward(work.decoder, work.z, all_rows, **options)
-        yield likelihood.likelihood(
-            network,
-            x=work.x,
-            x_rows=rows,
-            out=out,
-            rows=all_rows,
-            scale=1 / all_rows,
-            log_px=work.log_px,
-            dout=dout,
-            loop=loop,
-        )
-        yield likelihood.statistics(
-            log_px=work.log_px,
-            kl=work.kl,
-            stats=tables.stats,
-            steps=tables.steps,
-            all_rows=all_rows,
-            rows=rows,
-            loop=loop,
-        )
-        yield from backward(work.decoder, all_rows, **options)
-        yield input_gradient(work.decoder, work.dz, all_rows, **plain)
-        yield latent_backward(sample)
-        yield from backward(work.encoder, rows, **options)
-        yield from dense.weight_gradients(self._gradients(rows, n_slots), **plain)
-
-    def _gradients(self, rows: int, n_slots: int) -> Iterator[Gradient]:
-        work = self._work
-        encoder = [(layer, x, rows) for layer, x in zip(work.encoder, inputs(work.encoder, work.x), strict=True)]
-        decoder = [
-            (layer, x, self._draws * rows) for layer, x in zip(work.decoder, inputs(work.decoder, work.z), strict=True)
-        ]
-        for (layer, x, count), s0, s1 in zip(encoder + decoder, *self._slots, strict=True):
-            yield Gradient(layer, x, count, state=(s0.p, s1.p if n_slots > 1 else 0))
+    def _report(self, params: Array, state: Array, tables: _Tables, stats: Array, done: Array) -> None:
+        """Bring the caller's arrays to where the loop stands; all of it again gives the same."""
+        loop = np.zeros((), LOOP)
+        self._device.download(loop, tables.loop)
+        n_done, stopped = int(loop["step"]), bool(loop["limit"] < len(stats))
+        self._exchange(params, state, store=True)
+        self._device.download(stats[: n_done + stopped], tables.stats)
+        done[0] = n_done
 
     def _recorded(self, launches: list[Launch], length: int) -> Graph:
         """The graph of `length` steps; the last one again when nothing in it has changed."""
-        key = b"".join(launch.arguments.tobytes() for launch in launches) + bytes([length])
+        key = b"".join(launch.arguments.tobytes() for launch in launches) + length.to_bytes(4, "little")
         if self._graph is None or self._graph[0] != key:
             self._graph = key, self._device.graph(launches * length, self._precision)
         return self._graph[1]
@@ -205,21 +312,32 @@ class Training:
             self._tables_memory, self._tables_size = memory, (n_steps, n_steps * rows)
         return self._tables
 
-    def _uploaded(self, memory: Memory, array: Array) -> int:
-        address = memory.bytes(array.nbytes)
-        self._device.upload(address, array)
-        return address
+    def _dataset(self, data: Any) -> Dataset:
+        """Bring the dataset to the device, to where the last one of these sizes was, so that graphs hold."""
+        if isinstance(data, DeviceArray):
+            return dataset_at([data.address], data)
+        arrays = arrays_of(data)
+        sizes = tuple(array.nbytes for array in arrays)
+        if sizes != self._data_sizes:
+            self._device.synchronize()
+            self._data_memory = Memory(self._device)  # the last one is freed first
+            self._data_places, self._data_sizes = [self._data_memory.bytes(size) for size in sizes], sizes
+        for address, array in zip(self._data_places, arrays, strict=True):
+            self._device.upload(address, array)
+        return dataset_at(self._data_places, data)
 
-    def _exchange(self, params: Array, state: Array, *, store: bool) -> None:
+    def _exchange(self, params: Any, state: Any, *, store: bool) -> None:
         """Parameters and state between the caller's arrays and the packed ones."""
-        layers = (*self._work.encoder, *self._work.decoder)
-        if not store:
-            self._device.upload(self._params, params)
-            self._device.upload(self._state, state)
-        launches = list(pack(layers, self._params, [layer.w for layer in layers], store=store))
+        layers, places, launches = (*self._work.encoder, *self._work.decoder), [], list[Launch]()
+        for array, place in ((params, self._params), (state, self._state)):
+            on_device = isinstance(array, DeviceArray)
+            places.append(array.address if on_device else place)
+            if not store and not on_device:
+                self._device.upload(place, array)
+        launches += pack(layers, places[0], [layer.w for layer in layers], store=store)
         for i in range(len(state)):
-            launches += pack(layers, self._state + 4 * i * params.size, self._slots[i], store=store)
+            launches += pack(layers, places[1] + 4 * i * params.size, self._slots[i], store=store)
         self._device.run(launches, self._precision)
-        if store:
-            self._device.download(params, self._params)
-            self._device.download(state, self._state)
+        for array, place in ((params, self._params), (state, self._state)):
+            if store and not isinstance(array, DeviceArray):
+                self._device.download(array, place)

@@ -52,6 +52,8 @@ class Workspace:
 
     Attributes
     ----------
+    rows : int
+        M.
     encoder, decoder : tuple of Layer
         With the packed parameters, and the activations y and their gradients dy. The last layer's y are the heads.
     x, z, dz : Matrix
@@ -60,7 +62,7 @@ class Workspace:
     """
 
     def __init__(self, network: Network, memory: Memory, rows: int, draws: int) -> None:
-        self._memory = memory
+        self._memory, self.rows = memory, rows
         all_rows = rows * draws
         self.x = memory.matrix(rows, network.data_dim)
         self.z, self.dz = (memory.matrix(all_rows, network.latent_dim) for _ in range(2))

@@ -7,6 +7,7 @@
 #include "latent.cu"
 #include "likelihood.cu"
 #include "optimizer.cu"
+#include "phases.cu"
 #include "faults.cu"
 // clang-format on
 
