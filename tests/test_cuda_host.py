@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Sequence
 from typing import Any
 
 import cuda_host
 import numpy as np
 import pytest
-from cuda_host.device import HostDevice
+import scipy.sparse
+from cuda_host.device import HostDevice, HostGraph
 
 from fastvae.kernels import Array
+from fastvae.kernels.cuda import phases
 from fastvae.kernels.cuda.launch import ADDRESS, Launch, struct
 from fastvae.kernels.cuda.plan import CudaPlan
 from fastvae.kernels.cuda.workspace import Memory
@@ -70,6 +74,48 @@ def test_a_missing_barrier_shows() -> None:
     assert len({result.tobytes() for result in results}) > 1
 
 
+# --- the fused loop --------------------------------------------------------------------------------------------------
+
+
+class Training:
+    """Parameters, state and statistics of a few steps on synthetic rows."""
+
+    def __init__(self, network: Network, *, rows: int, steps: int = 3) -> None:
+        draw = np.random.default_rng(0)
+        self.network = network
+        self.data: Any = draw.integers(0, 256, (90, network.data_dim)).astype(np.uint8)
+        self.order = draw.integers(0, 90, (steps, rows))
+        self.params: Any = initialise(network, seed=2)
+        self.state: Any = np.zeros((2, network.layout.size), np.float32)
+        self.stats, self.done = np.zeros((steps, 2)), np.zeros(1, np.int64)
+
+    def plan(self, device: HostDevice | None = None, *, precision: str = "fp32", draws: int = 1) -> CudaPlan:
+        sizes: dict[str, Any] = {"rows": self.order.shape[1], "draws": draws, "precision": precision, "n_threads": 1}
+        return CudaPlan(self.network, device=device or HostDevice(), name="cuda-host", **sizes)
+
+    def run(self, plan: CudaPlan, *, binarize: str = "none", steps: int | None = None) -> Training:
+        plan.train_steps(
+            params=self.params,
+            state=self.state,
+            optimizer=Optimizer("adam"),
+            data=self.data,
+            order=self.order[:steps],
+            scale=1 / 255,
+            binarize=binarize,
+            seed=3,
+            step=0,
+            kl_weight=1.0,
+            kl_warmup=2,
+            decay=1e-3,
+            stats=self.stats[:steps],
+            done=self.done,
+        )
+        return self
+
+    def bits(self) -> bytes:
+        return bytes(self.params.tobytes() + self.state.tobytes() + self.stats.tobytes())
+
+
 NETWORKS = {
     "bernoulli": (Network(131, 5, encoder_hidden=(67,), decoder_hidden=(33,)), 37, 1),
     "gaussian": (Network(40, 3, (67, 9), (33,), activation="softplus", likelihood="gaussian"), 19, 2),
@@ -81,30 +127,148 @@ NETWORKS = {
 def test_no_order_of_threads_changes_a_bit(name: str, precision: str) -> None:
     """Threads and blocks in orders of their own, launch by launch."""
     network, rows, draws = NETWORKS[name]
-    draw = np.random.default_rng(0)
-    data, order = draw.integers(0, 256, (90, network.data_dim)).astype(np.uint8), draw.integers(0, 90, (3, rows))
     results = set()
     for seed in (0, 1000, 2000):
-        sizes: dict[str, Any] = {"rows": rows, "draws": draws, "precision": precision, "n_threads": 1}
-        plan = CudaPlan(network, device=HostDevice(seed), name="cuda-host", **sizes)
-        params, state = initialise(network, seed=2), np.zeros((2, network.layout.size), np.float32)
-        stats, done = np.zeros((3, 2)), np.zeros(1, np.int64)
-        plan.train_steps(
-            params=params,
-            state=state,
-            optimizer=Optimizer("adam"),
-            data=data,
-            order=order,
-            scale=1 / 255,
-            binarize="none",
-            seed=3,
-            step=0,
-            kl_weight=1.0,
-            kl_warmup=2,
-            decay=1e-3,
-            stats=stats,
-            done=done,
-        )
-        assert done[0] == 3
-        results.add(params.tobytes() + state.tobytes() + stats.tobytes())
+        training = Training(network, rows=rows)
+        results.add(training.run(training.plan(HostDevice(seed), precision=precision, draws=draws)).bits())
+        assert training.done[0] == 3
     assert len(results) == 1
+
+
+class RecordingDevice(HostDevice):
+    """Keeps the last graph's launches."""
+
+    recorded: Sequence[Launch] = ()
+
+    def graph(self, launches: Sequence[Launch], precision: str) -> HostGraph:
+        self.recorded = launches
+        return super().graph(launches, precision)
+
+
+def kernels_of_a_step(network: Network, *, sparse: bool = False) -> list[str]:
+    device, training = RecordingDevice(), Training(network, rows=4, steps=1)
+    training.data = scipy.sparse.csr_array(training.data) if sparse else training.data
+    training.run(training.plan(device))
+    return [launch.kernel.removesuffix("_small") for launch in device.recorded]
+
+
+def test_a_step_of_one_hidden_layer_is_six_launches() -> None:
+    middle = ["sample_rows", "bernoulli_layer", "output_backward", "sample_backward", "weight_gradients"]
+    assert kernels_of_a_step(Network(20, 2, (9,), (8,))) == ["first_layer", *middle]
+    assert kernels_of_a_step(Network(20, 2, (9,), (8,)), sparse=True) == ["gather", "forward", *middle]
+
+
+def test_a_step_without_hidden_layers_takes_the_plain_launches() -> None:
+    kernels = ["gather", "forward", "latent_forward", "forward", "likelihood", "output_backward", "latent_backward"]
+    network = Network(19, 2, (), (), likelihood="gaussian")
+    assert kernels_of_a_step(network) == [*kernels, "weight_gradients"]
+
+
+@pytest.mark.parametrize("binarize", ["none", "dynamic", "fixed", "shared"])
+@pytest.mark.parametrize("data_dim", [48, 131])
+def test_the_first_layer_gathers_as_the_operation_does(
+    monkeypatch: pytest.MonkeyPatch, data_dim: int, binarize: str
+) -> None:
+    """The same bits from bytes in shared memory, copied by sixteens and one by one, as from rows gathered before."""
+    network = Network(data_dim, 3, (40,), (20,))
+    fused = Training(network, rows=37)
+    fused.run(fused.plan(), binarize=binarize)
+    monkeypatch.setattr(phases, "first_layer_fits", lambda *_: False)
+    plain = Training(network, rows=37)
+    plain.run(plain.plan(), binarize=binarize)
+    assert fused.bits() == plain.bits()
+
+
+def test_an_interrupt_leaves_a_whole_number_of_steps() -> None:
+    """Wherever it falls: `done` says how many, and parameters and state are those after as many."""
+
+    def expire(*_: Any) -> None:
+        raise TimeoutError
+
+    network = Network(30, 2, (16,), (16,))
+    previous = signal.signal(signal.SIGALRM, expire)
+    try:
+        for attempt in range(8):
+            training = Training(network, rows=8, steps=4000)
+            plan = training.plan()
+            signal.setitimer(signal.ITIMER_REAL, 0.02 + 0.013 * attempt)
+            with pytest.raises(TimeoutError):
+                training.run(plan)
+            n_done = int(training.done[0])
+            clean = Training(network, rows=8, steps=4000)
+            if n_done:
+                clean.run(clean.plan(), steps=n_done)
+            assert clean.bits() == training.bits()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+# --- arrays on the device --------------------------------------------------------------------------------------------
+
+
+class OnDevice:
+    """A NumPy array that says it lies on the device, as CuPy's and torch's do."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+        described = array.__array_interface__
+        keys = ("shape", "typestr", "data", "strides")
+        self.__cuda_array_interface__ = {**{key: described[key] for key in keys}, "version": 3}
+
+
+class ByDlpack:
+    """An array that offers DLPack alone, on the device or not."""
+
+    def __init__(self, array: Array, kind: int) -> None:
+        self.shared, self.kind = OnDevice(array), kind
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.kind, 0
+
+
+def test_arrays_on_the_device_train_in_place() -> None:
+    network = Network(20, 2, (9,), (8,))
+    expected = Training(network, rows=8)
+    expected.run(expected.plan())
+    training = Training(network, rows=8)
+    params, state, data = training.params, training.state, training.data
+    training.params, training.state, training.data = OnDevice(params), ByDlpack(state, 2), OnDevice(data)
+    training.run(training.plan())
+    np.testing.assert_array_equal(params, expected.params)
+    np.testing.assert_array_equal(state, expected.state)
+    np.testing.assert_array_equal(training.stats, expected.stats)
+
+
+def test_operations_take_arrays_on_the_device() -> None:
+    """Some on the device and some not, in one call."""
+    network, draw = Network(20, 2, (9,), (8,)), np.random.default_rng(0)
+    params, x = initialise(network, seed=1), draw.random((5, 20), np.float32)
+    z, index = draw.normal(size=(5, 2)).astype(np.float32), np.arange(5)
+    plan = Training(network, rows=5).plan()
+    expected = [np.empty(5, np.float32), np.empty((5, 2), np.float32), np.empty((5, 20), np.float32)]
+    plan.log_joint(params=params, x=x, z=z, log_pxz=expected[0], dz=expected[1])
+    plan.gather(data=x, index=index, scale=0.5, binarize="fixed", seed=1, step=0, x=expected[2])
+    actual = [np.empty_like(array) for array in expected]
+    plan.log_joint(params=OnDevice(params), x=ByDlpack(x, 2), z=z, log_pxz=actual[0], dz=OnDevice(actual[1]))
+    plan.gather(data=OnDevice(x), index=index, scale=0.5, binarize="fixed", seed=1, step=0, x=OnDevice(actual[2]))
+    for found, wanted in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("params", "error"),
+    [
+        (lambda p: OnDevice(p.astype(np.float64)), TypeError),
+        (lambda p: OnDevice(p[:-1]), ValueError),
+        (lambda p: OnDevice(np.repeat(p, 2)[::2]), ValueError),
+        (lambda p: ByDlpack(p, 1), TypeError),
+        (lambda p: OnDevice(np.frombuffer(p.tobytes(), np.float32)), ValueError),
+    ],
+    ids=["float64", "too short", "strided", "on the host", "read-only"],
+)
+def test_a_defective_array_on_the_device_is_refused(params: Any, error: type[Exception]) -> None:
+    training = Training(Network(20, 2, (9,), (8,)), rows=8)
+    training.params = params(training.params)
+    with pytest.raises(error, match=r"\bparams\b"):
+        training.run(training.plan())

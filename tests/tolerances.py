@@ -8,8 +8,8 @@ The modes bf16 and tf32 are compared with `reduced.RoundedReference`, which roun
 as in float32 (median error 4e-8); a value beside a rounding boundary may fall to its other side, 2^-8 or 2^-11 away, by
 the order of a sum, and ten steps amplify that. So their limits allow for one such value among the largest (measured:
 hidden 2e-3 and 5e-4, out 1.6e-4 and 1.2e-4, logvar 3e-5 and 4.5e-4), and half of a tensor's entries must lie within a
-twentieth of them. An operand that is not rounded at all would be off by 1e-3 and 1e-4 everywhere. In ten steps a relu may
-change sides by it (measured: 2.4e-2 of tf32's parameters, else 1e-3). Only "autograd" compares with exact operands.
+twentieth of them. An operand that is not rounded at all would be off by 1e-3 and 1e-4 everywhere. In ten steps a relu
+may change sides by it (measured: 2.4e-2 of tf32's parameters, else 1e-3). Only "autograd" compares with exact operands.
 """
 
 from __future__ import annotations
