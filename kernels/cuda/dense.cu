@@ -67,15 +67,15 @@ struct WeightGradients {
   const Loop* loop;
 };
 
-DEVICE void apply(const WeightGradient& layer, const Loop* loop, int i, int j, float g) {
+DEVICE void apply(const WeightGradient& layer, const Update& update, int i, int j, float g) {
   if (layer.grad) {
     layer.grad[static_cast<i64>(i) * layer.fan_out + j] += g;
     return;
   }
   const i64 at = i * layer.w.ld + j;
-  const bool second = loop->now.update.rule == RULE_ADAM;
+  const bool second = update.rule == RULE_ADAM;
   float s0 = layer.s0[at], s1 = second ? layer.s1[at] : 0.0f;
-  layer.w.p[at] = updated(loop->now.update, layer.w.p[at], g, s0, s1);
+  layer.w.p[at] = updated(update, layer.w.p[at], g, s0, s1);
   layer.s0[at] = s0;
   if (second) layer.s1[at] = s1;
 }
@@ -97,11 +97,12 @@ DEVICE void weight_gradient_tile(const WeightGradients& args, float* shared) {
                 if (with_bias)
                   for (int k = 0; k < DEPTH; ++k) db += rounded(dy.p[k * dy.ld + threadIdx.x]);
               });
+  const Update update = args.loop ? args.loop->now.update : Update{};  // once: no store can change it in registers
   product.each([&](int i, int j, float c) {
-    if (i0 + i < layer.fan_in && j0 + j < layer.fan_out) apply(layer, args.loop, i0 + i, j0 + j, c);
+    if (i0 + i < layer.fan_in && j0 + j < layer.fan_out) apply(layer, update, i0 + i, j0 + j, c);
   });
   const int column = j0 + threadIdx.x;
-  if (with_bias && column < layer.fan_out) apply(layer, args.loop, layer.fan_in, column, db);
+  if (with_bias && column < layer.fan_out) apply(layer, update, layer.fan_in, column, db);
 }
 KERNEL(weight_gradients_small, 128, WeightGradients) {
   SHARED_FLOATS(shared);
