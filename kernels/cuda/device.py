@@ -78,7 +78,6 @@ class CupyDevice:
         describe()
         self._device, self._process = cupy.cuda.Device(), os.getpid()
         self.stream = cupy.cuda.Stream(non_blocking=True)
-        self._functions: dict[tuple[str, str, str], Any] = {}
         self._recent: Sequence[Launch] = ()
 
     @contextmanager
@@ -128,7 +127,8 @@ class CupyDevice:
         with self.used_by(launches):
             for launch in launches:
                 grid, block = launch.grid, (launch.threads,)
-                self._function(launch, precision)(grid, block, (launch.arguments,), shared_mem=launch.shared_bytes)
+                function = self._function(launch, precision)
+                function(grid, block, (launch.arguments,), shared_mem=launch.shared_bytes)
 
     def graph(self, launches: Sequence[Launch], precision: str) -> _CupyGraph:
         """Capture launches; their kernels are compiled and loaded before, which a capture does not allow."""
@@ -171,19 +171,22 @@ class CupyDevice:
             self.stream.synchronize()
 
     def _function(self, launch: Launch, precision: str) -> Any:
-        key = launch.file, launch.kernel, precision if FILES[launch.file] else "fp32"
-        if key not in self._functions:
-            module = _module(launch.file, key[2])
-            try:
-                function = module.get_function(launch.kernel)
-                _ = function.num_regs  # compiles and loads it
-            except cupy.cuda.compiler.CompileException as error:
-                raise BackendError(f"backend 'cuda' cannot compile {launch.file}.cu: {one_line(error)}") from error
-            self._functions[key] = function
-        function = self._functions[key]
+        precision = precision if FILES[launch.file] else "fp32"
+        function = _loaded(launch.file, launch.kernel, precision, self._device.id)
         if launch.shared_bytes > max(_WITHOUT_ASKING, function.max_dynamic_shared_size_bytes):
             function.max_dynamic_shared_size_bytes = launch.shared_bytes
         return function
+
+
+@cache
+def _loaded(file: str, kernel: str, precision: str, device: int) -> Any:
+    """Return a kernel that is compiled, and loaded on the device, which is current."""
+    try:
+        function = _module(file, precision).get_function(kernel)
+        _ = function.num_regs  # compiles and loads it
+    except cupy.cuda.compiler.CompileException as error:
+        raise BackendError(f"backend 'cuda' cannot compile {file}.cu for device {device}: {one_line(error)}") from error
+    return function
 
 
 @cache

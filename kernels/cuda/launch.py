@@ -6,7 +6,7 @@ files, field for field, with C's alignment.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any, NamedTuple, Protocol
 
@@ -47,6 +47,15 @@ class Matrix(NamedTuple):
 NOWHERE = Matrix(0, 0)
 
 
+def _sizes(arguments: Any) -> Iterator[str]:
+    """Name the integers of a structure, and those of the structures in it."""
+    for name in arguments.dtype.names:
+        if arguments.dtype[name] == INT:
+            yield f"{name}={arguments[name]}"
+        elif arguments.dtype[name].names:
+            yield from _sizes(arguments[name])
+
+
 class Launch(NamedTuple):
     """One kernel on one grid."""
 
@@ -77,9 +86,9 @@ class Launch(NamedTuple):
 
     def __str__(self) -> str:
         """Kernel, grid, and the sizes among its arguments: what an error message says."""
-        names = self.arguments.dtype.names or ()
-        sizes = [f"{name}={self.arguments[name]}" for name in names if self.arguments.dtype[name] == INT]
-        return f"{self.kernel}({', '.join(sizes)}) on {prod(self.grid)} blocks of {self.threads} threads"
+        return (
+            f"{self.kernel}({', '.join(_sizes(self.arguments))}) on {prod(self.grid)} blocks of {self.threads} threads"
+        )
 
 
 class Buffer(Protocol):
