@@ -1,15 +1,17 @@
 // Phases of the fused loop that do several operations at once. A step of the paper's network is six launches:
 //
-//   first_layer       x = rows of the dataset; h1 = f(x W1 + b1)
-//   sample_rows       [mu | logvar] = h1 Wh + bh; z, kl; h2 = f(z W3 + b3)
-//   output_layer      a = h2 W4 + b4; log p(x|z) and da in the epilogue
-//   output_backward   dh2 = da W4^T f'(h2); one block more sums the statistics
-//   sample_backward   dz = dh2 W3^T; dmu, dlogvar; dh1 = [dmu | dlogvar] Wh^T f'(h1)
-//   weight_gradients  of dense.cu: all dW and db with the optimizer's step
+//   first_layer        x = rows of the dataset; h1 = f(x W1 + b1)
+//   sample_rows        [mu | logvar] = h1 Wh + bh; z, kl; h2 = f(z W3 + b3)
+//   bernoulli_layer,   out = h2 W4 + b4; log p(x|z) and dout in the epilogue
+//   gaussian_layer
+//   output_backward    dh2 = dout W4^T f'(h2); one block more sums the statistics
+//   sample_backward    dz = dh2 W3^T; dmu, dlogvar; dh1 = [dmu | dlogvar] Wh^T f'(h1)
+//   weight_gradients   of dense.cu: all dW and db with the optimizer's step
 //
-// Deeper networks have the plain layers of dense.cu between them. The second and the fifth are products too narrow for
-// tiles: a block takes ROWS rows of the minibatch through all three steps of the sum, and multiplies, in every
-// precision, operands rounded as products of tiles would round them.
+// Deeper networks have the plain layers of dense.cu between them. The products of sample_rows and sample_backward are
+// too narrow for tiles: a block takes ROWS rows of the minibatch through all that its launch does, and multiplies, in
+// every precision by FFMA, operands rounded as tiles would round them. Their sums have an order of their own, which
+// depends on the widths alone.
 #include "dense.cuh"
 #include "likelihood.cuh"
 #include "philox.cuh"

@@ -77,5 +77,7 @@ DEVICE float binarized_pixel(int binarize, u64 seed, u64 step, i64 number, int m
   const i64 element = dynamic ? static_cast<i64>(m) * n + d : d;
   const Words w =
       philox_block(seed, key, dynamic ? STREAM_BINARIZE : STREAM_BINARIZE_FIXED, static_cast<u32>(element / 4));
-  return static_cast<double>(w.at(static_cast<int>(element % 4)) >> 8) + 0.5 < static_cast<double>(v) * 16777216.0 ? 1.0f : 0.0f;
+  return static_cast<double>(w.at(static_cast<int>(element % 4)) >> 8) + 0.5 < static_cast<double>(v) * 16777216.0
+             ? 1.0f
+             : 0.0f;
 }

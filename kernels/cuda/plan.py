@@ -21,7 +21,7 @@ from fastvae.kernels.cuda.latent import Latent, latent_backward, latent_forward
 from fastvae.kernels.cuda.launch import NOWHERE, Device, Launch, Matrix
 from fastvae.kernels.cuda.optimizer import update, update_at
 from fastvae.kernels.cuda.train_steps import Training
-from fastvae.kernels.cuda.workspace import Memory, Workspace, aligned, backward, forward, input_gradient, inputs, pack
+from fastvae.kernels.cuda.workspace import Memory, Workspace, aligned, backward, forward, inputs, pack
 from fastvae.kernels.turn import Turn
 from fastvae.network import Network
 from fastvae.optimizer import Optimizer
@@ -264,7 +264,7 @@ class CudaPlan(CheckedPlan):
             call.load(dout, layers[-1].dy)
             self._backward(call, layers, params, work.z, rows, hidden, grad)
             if dz is not None:
-                call.launch(input_gradient(layers, work.dz, rows, precision=self.precision))
+                call.launch(dense.input_gradient(layers[0], work.dz, rows, precision=self.precision))
                 call.store(work.dz, dz)
             call.finish()
 
@@ -339,7 +339,7 @@ class CudaPlan(CheckedPlan):
             )
             if dz is not None:
                 call.launch(*backward(layers, rows, **self._options))
-                call.launch(input_gradient(layers, work.dz, rows, precision=self.precision))
+                call.launch(dense.input_gradient(layers[0], work.dz, rows, precision=self.precision))
             to = NOWHERE if dz is None else work.dz
             call.launch(likelihood.add_prior(z=work.z, dz=to, log_pxz=at, rows=rows, latent_dim=z.shape[1]))
             if dz is not None:

@@ -22,7 +22,7 @@ from fastvae.kernels.cuda.latent import Latent, latent_backward, latent_forward
 from fastvae.kernels.cuda.launch import LOOP, NOWHERE, STEP, Device, Graph, Launch, Matrix
 from fastvae.kernels.cuda.likelihood import Statistics, likelihood
 from fastvae.kernels.cuda.optimizer import steps_table
-from fastvae.kernels.cuda.workspace import Memory, Workspace, backward, input_gradient, inputs, pack
+from fastvae.kernels.cuda.workspace import Memory, Workspace, backward, inputs, pack
 from fastvae.network import Network
 from fastvae.optimizer import Optimizer
 
@@ -87,7 +87,7 @@ class _Step:
             yield phases.sample_backward(self._sample, activation=self.network.activation, **sides)
         else:
             if len(decoder) > 1:
-                yield input_gradient(decoder, self.work.dz, all_rows, **self._plain)
+                yield dense.input_gradient(decoder[0], self.work.dz, all_rows, **self._plain)
             yield latent_backward(self._sample)
         encoder_above = encoder[:-1] if together else encoder
         yield from backward(encoder_above, self.rows, activation=self.network.activation, **self._plain)
@@ -286,7 +286,8 @@ class Training:
 
     def _recorded(self, launches: list[Launch], length: int) -> Graph:
         """The graph of `length` steps; the last one again when nothing in it has changed."""
-        key = b"".join(launch.arguments.tobytes() for launch in launches) + length.to_bytes(4, "little")
+        key = b"".join(launch.kernel.encode() + launch.arguments.tobytes() for launch in launches)
+        key += length.to_bytes(4, "little")
         if self._graph is None or self._graph[0] != key:
             self._graph = key, self._device.graph(launches * length, self._precision)
         return self._graph[1]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any
 
 from fastvae.kernels.cuda import dense
 from fastvae.kernels.cuda.dense import Layer
 from fastvae.kernels.cuda.launch import Buffer, Device, Launch, Matrix
 from fastvae.network import Dense, Network
 
-__all__ = ["Memory", "Workspace", "aligned", "backward", "forward", "input_gradient", "inputs", "pack"]
+__all__ = ["Memory", "Workspace", "aligned", "backward", "forward", "inputs", "pack"]
 
 _ALIGNMENT = 256
 
@@ -57,8 +56,8 @@ class Workspace:
     encoder, decoder : tuple of Layer
         With the packed parameters, and the activations y and their gradients dy. The last layer's y are the heads.
     x, z, dz : Matrix
-    eps, kl, log_px : int
-        Addresses of floats: [L][M][J], (M,), (R,).
+    eps, kl : int
+        Addresses of floats: [L][M][J], (M,).
     """
 
     def __init__(self, network: Network, memory: Memory, rows: int, draws: int) -> None:
@@ -67,7 +66,7 @@ class Workspace:
         self.x = memory.matrix(rows, network.data_dim)
         self.z, self.dz = (memory.matrix(all_rows, network.latent_dim) for _ in range(2))
         self.eps = memory.floats(all_rows * network.latent_dim)
-        self.kl, self.log_px = memory.floats(rows), memory.floats(all_rows)
+        self.kl = memory.floats(rows)
         self.encoder = tuple(self._layer(layer, rows) for layer in network.layout.encoder)
         self.decoder = tuple(self._layer(layer, all_rows) for layer in network.layout.decoder)
 
@@ -77,23 +76,20 @@ class Workspace:
         return Layer(layer.fan_in, layer.fan_out, layer.offset, w, y, dy)
 
 
-def forward(layers: Sequence[Layer], x: Matrix, rows: int, **options: Any) -> Iterator[Launch]:
+def forward(layers: Sequence[Layer], x: Matrix, rows: int, *, activation: str, precision: str) -> Iterator[Launch]:
     """Hidden layers with their activation, then the heads without."""
-    activation = options.pop("activation")
-    for i, layer in enumerate(layers):
-        yield dense.forward(layer, x, rows, activation=activation if i + 1 < len(layers) else "none", **options)
+    for layer in layers[:-1]:
+        yield dense.forward(layer, x, rows, activation=activation, precision=precision)
         x = layer.y
+    yield dense.forward(layers[-1], x, rows, activation="none", precision=precision)
 
 
-def backward(layers: Sequence[Layer], rows: int, **options: Any) -> Iterator[Launch]:
-    """From the gradient of the heads to that of every layer's y."""
+def backward(layers: Sequence[Layer], rows: int, *, activation: str, precision: str, loop: int = 0) -> Iterator[Launch]:
+    """From the gradient of the last layer's y to that of every layer's."""
     for below, layer in reversed(list(pairwise(layers))):
-        yield dense.input_gradient(layer, below.dy, rows, h=below.y, **options)
-
-
-def input_gradient(layers: Sequence[Layer], dx: Matrix, rows: int, **options: Any) -> Launch:
-    """Gradient of the whole chain's input."""
-    return dense.input_gradient(layers[0], dx, rows, **options)
+        yield dense.input_gradient(
+            layer, below.dy, rows, h=below.y, activation=activation, precision=precision, loop=loop
+        )
 
 
 def inputs(layers: Sequence[Layer], x: Matrix) -> list[Matrix]:
