@@ -13,7 +13,6 @@ __all__ = [
     "DEPTH",
     "INPUT_GRADIENT",
     "SMALL",
-    "STAGES",
     "Gradient",
     "Layer",
     "Tile",
@@ -36,7 +35,7 @@ _MAX_LAYERS = 8
 _WEIGHT_GRADIENTS = struct(layers=(_WEIGHT_GRADIENT, _MAX_LAYERS), count=INT, loop=ADDRESS)
 _COPY = struct(**{"from": MATRIX, "to": MATRIX, "rows": INT, "columns": INT})
 
-DEPTH, STAGES = 32, 3  # product.cuh's
+DEPTH = 32  # product.cuh's
 
 
 class Tile(NamedTuple):
@@ -45,6 +44,7 @@ class Tile(NamedTuple):
     name: str
     size: int
     threads: int
+    stages: int
 
     def tiles(self, rows: int, columns: int) -> tuple[int, int]:
         """Tiles of columns and of rows."""
@@ -54,10 +54,10 @@ class Tile(NamedTuple):
         """Shared memory for tiles of two operands, stored with the summed dimension contiguous or not."""
         padding = 4 if precision == "fp32" else 16
         floats = sum(self.size * (DEPTH + padding) if a else DEPTH * (self.size + 4) for a in along)
-        return 4 * STAGES * floats
+        return 4 * self.stages * floats
 
 
-SMALL, LARGE = Tile("small", 32, 128), Tile("large", 64, 256)
+SMALL, LARGE = Tile("small", 32, 128, stages=5), Tile("large", 64, 256, stages=3)
 # Large tiles read less and keep the arithmetic units busier, once there are enough of them for a device of 132
 # multiprocessors. Not yet measured.
 _ENOUGH_TILES = 132

@@ -40,7 +40,7 @@ DEVICE void first_layer_tile(const FirstLayer& args, float* shared) {
   const int i0 = blockIdx.y * BM, j0 = blockIdx.x * BN, n = args.fan_in, ld = byte_row(n);
   const int rows = args.rows - i0 < BM ? args.rows - i0 : BM;
   const i64* order = args.order + args.loop->step * args.rows + i0;
-  u8* bytes = reinterpret_cast<u8*>(shared + STAGES * TileProduct::B::floats);
+  u8* bytes = reinterpret_cast<u8*>(shared + TileProduct::STAGES * TileProduct::B::floats);
 
   // What lies behind a row's end meets zeros of W, and rows behind the last are not stored.
   if ((reinterpret_cast<u64>(args.data) | static_cast<u64>(n)) % 16 == 0) {
@@ -95,6 +95,7 @@ KERNEL(first_layer_large, 256, FirstLayer) {
 
 constexpr int ROWS = 2;
 constexpr int ROW_THREADS = 512;
+constexpr int BATCH = 16;  // weights that a thread asks for before it waits: memory answers them in one round
 
 struct SampleRows {
   Matrix h, w_heads, heads, z, w, y;  // h (M, H), heads (M, 2 J), z (R, J), y (R, fan_out)
@@ -122,11 +123,16 @@ KERNEL(sample_rows, ROW_THREADS, SampleRows) {
     const int column = thread % n, slice = thread / n, length = (args.hidden + slices - 1) / slices;
     const int end = (slice + 1) * length < args.hidden ? (slice + 1) * length : args.hidden;
     float sum[ROWS] = {};
-    UNROLL_BY_8
-    for (int k = slice * length; k < end; ++k) {
-      const float w = rounded(args.w_heads.p[k * args.w_heads.ld + column]);
+    for (int k0 = slice * length; k0 < end; k0 += BATCH) {
+      float w[BATCH];
       UNROLL
-      for (int r = 0; r < ROWS; ++r) sum[r] = multiply_add(h[r * args.hidden + k], w, sum[r]);
+      for (int u = 0; u < BATCH; ++u) w[u] = k0 + u < end ? args.w_heads.p[(k0 + u) * args.w_heads.ld + column] : 0.0f;
+      UNROLL
+      for (int u = 0; u < BATCH; ++u) {
+        const int k = k0 + u < end ? k0 + u : k0;
+        UNROLL
+        for (int r = 0; r < ROWS; ++r) sum[r] = multiply_add(h[r * args.hidden + k], rounded(w[u]), sum[r]);
+      }
     }
     UNROLL
     for (int r = 0; r < ROWS; ++r) parts[(slice * ROWS + r) * n + column] = sum[r];
@@ -164,11 +170,17 @@ KERNEL(sample_rows, ROW_THREADS, SampleRows) {
   for (int e = thread; e < args.draws * args.fan_out; e += ROW_THREADS) {
     const int l = e / args.fan_out, column = e % args.fan_out;
     float sum[ROWS] = {};
-    UNROLL_BY_8
-    for (int j = 0; j < args.latent_dim; ++j) {
-      const float w = rounded(args.w.p[j * args.w.ld + column]);
+    for (int j0 = 0; j0 < args.latent_dim; j0 += BATCH) {
+      float w[BATCH];
       UNROLL
-      for (int r = 0; r < ROWS; ++r) sum[r] = multiply_add(z[(l * ROWS + r) * args.latent_dim + j], w, sum[r]);
+      for (int u = 0; u < BATCH; ++u) w[u] = j0 + u < args.latent_dim ? args.w.p[(j0 + u) * args.w.ld + column] : 0.0f;
+      UNROLL
+      for (int u = 0; u < BATCH; ++u) {
+        const int j = j0 + u < args.latent_dim ? j0 + u : j0;
+        UNROLL
+        for (int r = 0; r < ROWS; ++r)
+          sum[r] = multiply_add(z[(l * ROWS + r) * args.latent_dim + j], rounded(w[u]), sum[r]);
+      }
     }
     const float b = args.w.p[args.latent_dim * args.w.ld + column];
     UNROLL
@@ -281,16 +293,27 @@ KERNEL(sample_backward, ROW_THREADS, SampleBackward) {
   float* dheads = dz + args.draws * ROWS * n;
 
   // a warp sums one column of dz
+  constexpr int half = BATCH / 2;
   for (int e = warp; e < args.draws * n; e += ROW_THREADS / 32) {
     const int l = e / n, j = e % n;
     float sum[ROWS] = {};
-    for (int k = lane; k < args.fan_out; k += 32) {
-      const float w = rounded(args.w.p[j * args.w.ld + k]);
+    for (int k0 = lane; k0 < args.fan_out; k0 += 32 * half) {
+      float w[half], dy[ROWS][half];
       UNROLL
-      for (int r = 0; r < ROWS; ++r)
-        if (m0 + r < args.rows)
-          sum[r] =
-              multiply_add(rounded(args.dy.p[(static_cast<i64>(l) * args.rows + m0 + r) * args.dy.ld + k]), w, sum[r]);
+      for (int u = 0; u < half; ++u) {
+        const int k = k0 + 32 * u;
+        w[u] = k < args.fan_out ? args.w.p[j * args.w.ld + k] : 0.0f;
+        UNROLL
+        for (int r = 0; r < ROWS; ++r) {
+          const i64 row = static_cast<i64>(l) * args.rows + m0 + r;
+          dy[r][u] = k < args.fan_out && m0 + r < args.rows ? args.dy.p[row * args.dy.ld + k] : 0.0f;
+        }
+      }
+      UNROLL
+      for (int u = 0; u < half; ++u) {
+        UNROLL
+        for (int r = 0; r < ROWS; ++r) sum[r] = multiply_add(rounded(dy[r][u]), rounded(w[u]), sum[r]);
+      }
     }
     UNROLL
     for (int r = 0; r < ROWS; ++r) {
@@ -322,19 +345,28 @@ KERNEL(sample_backward, ROW_THREADS, SampleBackward) {
   }
   block_barrier();
 
-  // eight lanes sum one column of dh
-  for (int k0 = warp * 4; k0 < args.hidden; k0 += ROW_THREADS / 8) {
-    const int k = k0 + lane / 8, part = lane % 8;
+  // four lanes sum one column of dh
+  constexpr int lanes = 4;
+  for (int k0 = warp * (32 / lanes); k0 < args.hidden; k0 += ROW_THREADS / lanes) {
+    const int k = k0 + lane / lanes, part = lane % lanes;
     float sum[ROWS] = {};
-    if (k < args.hidden)
-      for (int c = part; c < 2 * n; c += 8) {
-        const float w = rounded(args.w_heads.p[k * args.w_heads.ld + c]);
-        UNROLL
-        for (int r = 0; r < ROWS; ++r) sum[r] = multiply_add(dheads[r * 2 * n + c], w, sum[r]);
+    for (int c0 = part; c0 < 2 * n; c0 += lanes * BATCH) {
+      float w[BATCH];
+      UNROLL
+      for (int u = 0; u < BATCH; ++u) {
+        const int c = c0 + lanes * u;
+        w[u] = k < args.hidden && c < 2 * n ? args.w_heads.p[k * args.w_heads.ld + c] : 0.0f;
       }
+      UNROLL
+      for (int u = 0; u < BATCH; ++u) {
+        const int c = c0 + lanes * u < 2 * n ? c0 + lanes * u : c0;
+        UNROLL
+        for (int r = 0; r < ROWS; ++r) sum[r] = multiply_add(dheads[r * 2 * n + c], rounded(w[u]), sum[r]);
+      }
+    }
     UNROLL
     for (int r = 0; r < ROWS; ++r) {
-      for (int distance = 4; distance; distance /= 2) sum[r] += shuffle_xor(sum[r], distance);
+      for (int distance = lanes / 2; distance; distance /= 2) sum[r] += shuffle_xor(sum[r], distance);
       if (part == r && k < args.hidden && m0 + r < args.rows)
         args.dh.p[(m0 + r) * args.dh.ld + k] = sum[r] * slope(args.activation, args.h.p[(m0 + r) * args.h.ld + k]);
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastvae.kernels import BINARIZE
-from fastvae.kernels.cuda.dense import ACTIVATIONS, DEPTH, INPUT_GRADIENT, SMALL, STAGES, Layer, Tile, tile_for
+from fastvae.kernels.cuda.dense import ACTIVATIONS, DEPTH, INPUT_GRADIENT, SMALL, Layer, Tile, tile_for
 from fastvae.kernels.cuda.gather import Dataset
 from fastvae.kernels.cuda.latent import Latent
 from fastvae.kernels.cuda.launch import ADDRESS, FLOAT, INT, MATRIX, WORD, Launch, Matrix, struct
@@ -51,7 +51,7 @@ def _byte_row(n: int) -> int:
 
 
 def _first_layer_bytes(tile: Tile, n: int) -> int:
-    return 4 * STAGES * DEPTH * (tile.size + 4) + tile.size * _byte_row(n)
+    return 4 * tile.stages * DEPTH * (tile.size + 4) + tile.size * _byte_row(n)
 
 
 def first_layer_fits(data: Dataset, layer: Layer, rows: int) -> bool:

@@ -7,7 +7,6 @@
 #include "common.cuh"
 
 constexpr int DEPTH = 32;
-constexpr int STAGES = 3;
 
 // Rows, columns and threads of the tiles that kernels are made for.
 #define SMALL 32, 32, 128
@@ -82,6 +81,8 @@ struct Product {
   typedef Tile<A_ALONG, BM> A;
   typedef Tile<B_ALONG, BN> B;
   static constexpr int stage_floats = A::floats + B::floats;
+  static constexpr int STAGES =
+      BM == 32 ? 5 : 3;  // where tiles are small, what counts is how many copies are under way
 
 #if FASTVAE_PRECISION == FP32
   // Each thread has a grid of TM x TN elements, COLUMNS and BM / TM apart.

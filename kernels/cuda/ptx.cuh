@@ -3,7 +3,6 @@
 
 #define DEVICE __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
-#define UNROLL_BY_8 _Pragma("unroll 8")
 #define KERNEL(name, threads, Arguments) \
   extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Arguments args)
 #define SHARED_FLOATS(name) extern __shared__ __align__(16) float name[]

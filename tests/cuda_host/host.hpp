@@ -40,7 +40,6 @@ struct Entry {
 
 #define DEVICE inline
 #define UNROLL
-#define UNROLL_BY_8
 #define KERNEL(name, threads, Arguments)                                                          \
   static void name##_body(const Arguments& args);                                                 \
   static void name##_run(const void* args) { name##_body(*static_cast<const Arguments*>(args)); } \
