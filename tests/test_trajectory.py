@@ -222,7 +222,7 @@ RUNS |= {
 
 
 def precisions_of(engine: Engine, *, paper_once_more: bool) -> tuple[str, ...]:
-    """Every precision; fp32 alone of the paper's network once more on the CPU's twin of the GPU, at a second per step."""
+    """Every precision; fp32 alone for the paper's network once more on the CPU's twin of a GPU, at a second a step."""
     return ("fp32",) if paper_once_more and engine.NAME == "cuda-host" else engine.PRECISIONS
 
 

@@ -15,11 +15,12 @@ struct Forward {
   const Loop* loop;  // null outside the fused loop
 };
 
-// Grid: tiles of columns, tiles of rows.
+// Grid: the tiles of y.
 template <int BM, int BN, int THREADS>
 DEVICE void forward_tile(const Forward& args, float* shared) {
   if (forward_is_over(args.loop)) return;
-  const int i0 = blockIdx.y * BM, j0 = blockIdx.x * BN;
+  const Place place = tile_place<BM, BN>(blockIdx.x, args.fan_out);
+  const int i0 = place.i, j0 = place.j;
   Product<BM, BN, THREADS, true, false> product;
   product.run(shared, {args.x.p, args.x.ld, args.rows}, {args.w.p, args.w.ld, args.fan_out}, args.fan_in, i0, j0,
               [](const auto&, const auto&) {});
@@ -40,21 +41,21 @@ KERNEL(forward_large, 256, Forward) {
   forward_tile<LARGE>(args, shared);
 }
 
-// Grid: tiles of columns of dx, tiles of rows.
+// Grid: the tiles of dx.
 KERNEL(input_gradient_small, 128, InputGradient) {
   SHARED_FLOATS(shared);
-  if (!backward_is_over(args.loop)) input_gradient_tile<SMALL>(args, blockIdx.y * 32, blockIdx.x * 32, shared);
+  if (!backward_is_over(args.loop)) input_gradient_tile<SMALL>(args, blockIdx.x, shared);
 }
 KERNEL(input_gradient_large, 256, InputGradient) {
   SHARED_FLOATS(shared);
-  if (!backward_is_over(args.loop)) input_gradient_tile<LARGE>(args, blockIdx.y * 64, blockIdx.x * 64, shared);
+  if (!backward_is_over(args.loop)) input_gradient_tile<LARGE>(args, blockIdx.x, shared);
 }
 
 struct WeightGradient {  // of one layer
   Matrix x, dy;
   int rows, fan_in, fan_out;
-  int first_block, column_tiles;  // of the layer's tiles in the grid
-  float* grad;  // (fan_in + 1, fan_out) contiguous, added to; or null, and the optimizer's step is made
+  int first_block;  // of the layer's tiles in the grid
+  float* grad;      // (fan_in + 1, fan_out) contiguous, added to; or null, and the optimizer's step is made
   Matrix w;
   float *s0, *s1;  // the optimizer's state, laid out as w; s1 is Adam's alone
 };
@@ -87,8 +88,8 @@ DEVICE void weight_gradient_tile(const WeightGradients& args, float* shared) {
   int l = 0;
   while (l + 1 < args.count && static_cast<int>(blockIdx.x) >= args.layers[l + 1].first_block) ++l;
   const WeightGradient& layer = args.layers[l];
-  const int tile = blockIdx.x - layer.first_block;
-  const int i0 = tile / layer.column_tiles * BM, j0 = tile % layer.column_tiles * BN;
+  const Place place = tile_place<BM, BN>(blockIdx.x - layer.first_block, layer.fan_out);
+  const int i0 = place.i, j0 = place.j;
   Product<BM, BN, THREADS, false, false> product;
   const bool with_bias = i0 == 0 && threadIdx.x < BN;
   float db = 0.0f;

@@ -9,9 +9,11 @@ struct InputGradient {
   const Loop* loop;
 };
 
-// The tile of dx at row i0 and column j0.
+// One tile of dx.
 template <int BM, int BN, int THREADS>
-DEVICE void input_gradient_tile(const InputGradient& args, int i0, int j0, float* shared) {
+DEVICE void input_gradient_tile(const InputGradient& args, int tile, float* shared) {
+  const Place place = tile_place<BM, BN>(tile, args.fan_in);
+  const int i0 = place.i, j0 = place.j;
   Product<BM, BN, THREADS, true, true> product;
   product.run(shared, {args.dy.p, args.dy.ld, args.rows}, {args.w.p, args.w.ld, args.fan_in}, args.fan_out, i0, j0,
               [](const auto&, const auto&) {});

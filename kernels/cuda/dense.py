@@ -29,7 +29,7 @@ _SHAPE = {"rows": INT, "fan_in": INT, "fan_out": INT}
 _FORWARD = struct(x=MATRIX, w=MATRIX, y=MATRIX, **_SHAPE, activation=INT, loop=ADDRESS)
 INPUT_GRADIENT = struct(dy=MATRIX, w=MATRIX, h=MATRIX, dx=MATRIX, **_SHAPE, activation=INT, loop=ADDRESS)
 _WEIGHT_GRADIENT = struct(
-    x=MATRIX, dy=MATRIX, **_SHAPE, first_block=INT, column_tiles=INT, grad=ADDRESS, w=MATRIX, s0=ADDRESS, s1=ADDRESS
+    x=MATRIX, dy=MATRIX, **_SHAPE, first_block=INT, grad=ADDRESS, w=MATRIX, s0=ADDRESS, s1=ADDRESS
 )
 _MAX_LAYERS = 8
 _WEIGHT_GRADIENTS = struct(layers=(_WEIGHT_GRADIENT, _MAX_LAYERS), count=INT, loop=ADDRESS)
@@ -46,9 +46,13 @@ class Tile(NamedTuple):
     threads: int
     stages: int
 
-    def tiles(self, rows: int, columns: int) -> tuple[int, int]:
-        """Tiles of columns and of rows."""
-        return -(-columns // self.size), -(-rows // self.size)
+    def across(self, columns: int) -> int:
+        """Return the number of tiles side by side."""
+        return -(-columns // self.size)
+
+    def blocks(self, shape: tuple[int, int]) -> int:
+        """Return the number of tiles of a result."""
+        return self.across(shape[0]) * self.across(shape[1])
 
     def shared_bytes(self, precision: str, *along: bool) -> int:
         """Shared memory for tiles of two operands, stored with the summed dimension contiguous or not."""
@@ -65,8 +69,7 @@ _ENOUGH_TILES = 132
 
 def tile_for(*results: tuple[int, int]) -> Tile:
     """Choose the tiles for results of these shapes."""
-    tiles = sum(x * y for x, y in (LARGE.tiles(*shape) for shape in results))
-    return LARGE if tiles >= _ENOUGH_TILES else SMALL
+    return LARGE if sum(map(LARGE.blocks, results)) >= _ENOUGH_TILES else SMALL
 
 
 def leading(columns: int) -> int:
@@ -89,7 +92,7 @@ def forward(layer: Layer, x: Matrix, rows: int, *, activation: str, precision: s
     """Affine layer and activation: ``y = f(x W + b)``."""
     tile = tile_for((rows, layer.fan_out))
     return Launch.of(
-        "dense", f"forward_{tile.name}", _FORWARD, tile.tiles(rows, layer.fan_out), tile.threads,
+        "dense", f"forward_{tile.name}", _FORWARD, tile.blocks((rows, layer.fan_out)), tile.threads,
         tile.shared_bytes(precision, True, False),
         x=x, w=layer.w, y=layer.y, rows=rows, fan_in=layer.fan_in, fan_out=layer.fan_out,
         activation=ACTIVATIONS[activation], loop=loop,
@@ -102,7 +105,7 @@ def input_gradient(
     """Gradient of the input: ``dx = dy W^T``, times the slope at the layer's input where that is a hidden layer `h`."""
     tile = tile_for((rows, layer.fan_in))
     return Launch.of(
-        "dense", f"input_gradient_{tile.name}", INPUT_GRADIENT, tile.tiles(rows, layer.fan_in), tile.threads,
+        "dense", f"input_gradient_{tile.name}", INPUT_GRADIENT, tile.blocks((rows, layer.fan_in)), tile.threads,
         tile.shared_bytes(precision, True, True),
         dy=layer.dy, w=layer.w, h=h, dx=dx, rows=rows, fan_in=layer.fan_in, fan_out=layer.fan_out,
         activation=ACTIVATIONS[activation], loop=loop,
@@ -129,25 +132,12 @@ def weight_gradients(gradients: Iterable[Gradient], *, precision: str, loop: int
         tile = tile_for(*((g.layer.fan_in, g.layer.fan_out) for g in group))
         layers, blocks = [], 0
         for g in group:
-            column_tiles, row_tiles = tile.tiles(g.layer.fan_in, g.layer.fan_out)
-            layers.append(
-                (
-                    g.x,
-                    g.layer.dy,
-                    g.rows,
-                    g.layer.fan_in,
-                    g.layer.fan_out,
-                    blocks,
-                    column_tiles,
-                    g.grad,
-                    g.layer.w,
-                    *g.state,
-                )
-            )
-            blocks += column_tiles * row_tiles
-        empty = (NOWHERE, NOWHERE, 0, 0, 0, 0, 0, 0, NOWHERE, 0, 0)
+            shape = g.layer.fan_in, g.layer.fan_out
+            layers.append((g.x, g.layer.dy, g.rows, *shape, blocks, g.grad, g.layer.w, *g.state))
+            blocks += tile.blocks(shape)
+        empty = (NOWHERE, NOWHERE, 0, 0, 0, 0, 0, NOWHERE, 0, 0)
         yield Launch.of(
-            "dense", f"weight_gradients_{tile.name}", _WEIGHT_GRADIENTS, (blocks,), tile.threads,
+            "dense", f"weight_gradients_{tile.name}", _WEIGHT_GRADIENTS, blocks, tile.threads,
             tile.shared_bytes(precision, False, False),
             layers=layers + [empty] * (_MAX_LAYERS - len(layers)), count=len(layers), loop=loop,
         )  # fmt: skip
@@ -156,4 +146,4 @@ def weight_gradients(gradients: Iterable[Gradient], *, precision: str, loop: int
 def copy_rows(source: Matrix, to: Matrix, rows: int, columns: int) -> Launch:
     """Rows from one leading dimension to another."""
     fields: dict[str, Any] = {"from": source, "to": to, "rows": rows, "columns": columns}
-    return Launch.of("dense", "copy_rows", _COPY, (rows,), 256, **fields)
+    return Launch.of("dense", "copy_rows", _COPY, rows, 256, **fields)

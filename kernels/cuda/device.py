@@ -126,9 +126,9 @@ class CupyDevice:
         """Queue launches."""
         with self.used_by(launches):
             for launch in launches:
-                grid, block = launch.grid, (launch.threads,)
                 function = self._function(launch, precision)
-                function(grid, block, (launch.arguments,), shared_mem=launch.shared_bytes)
+                sizes = (launch.blocks,), (launch.threads,)
+                function(*sizes, (launch.arguments,), shared_mem=launch.shared_bytes)
 
     def graph(self, launches: Sequence[Launch], precision: str) -> _CupyGraph:
         """Capture launches; their kernels are compiled and loaded before, which a capture does not allow."""

@@ -71,7 +71,7 @@ def gather(
 ) -> Launch:
     """Rows `index` of `data`, their noise that of rows `numbers`; in the loop both are those of its first step."""
     return Launch.of(
-        "gather", "gather", _GATHER, (rows,), 256,
+        "gather", "gather", _GATHER, rows, 256,
         data=data.fields, index=index, numbers=numbers, x=x, seed=seed, step=step, scale=scale,
         binarize=BINARIZE.index(binarize), rows=rows, loop=loop,
     )  # fmt: skip

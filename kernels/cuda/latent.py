@@ -35,8 +35,8 @@ class Latent(NamedTuple):
 
 
 def _launch(kernel: str, g: Latent) -> Launch:
-    grid = (-(-g.rows // _ROWS_PER_BLOCK),)
-    return Launch.of("latent", kernel, _LATENT, grid, 32 * _ROWS_PER_BLOCK, **g._asdict())
+    blocks = -(-g.rows // _ROWS_PER_BLOCK)
+    return Launch.of("latent", kernel, _LATENT, blocks, 32 * _ROWS_PER_BLOCK, **g._asdict())
 
 
 def latent_forward(g: Latent) -> Launch:

@@ -7,7 +7,6 @@ files, field for field, with C's alignment.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import prod
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -57,11 +56,11 @@ def _sizes(arguments: Any) -> Iterator[str]:
 
 
 class Launch(NamedTuple):
-    """One kernel on one grid."""
+    """One kernel on a row of blocks."""
 
     file: str
     kernel: str
-    grid: tuple[int, ...]
+    blocks: int
     threads: int
     arguments: Array
     shared_bytes: int = 0
@@ -72,7 +71,7 @@ class Launch(NamedTuple):
         file: str,
         kernel: str,
         layout: np.dtype[Any],
-        grid: tuple[int, ...],
+        blocks: int,
         threads: int,
         shared_bytes: int = 0,
         **fields: Any,
@@ -82,13 +81,11 @@ class Launch(NamedTuple):
         arguments = np.zeros((), layout)
         for name, value in fields.items():
             arguments[name] = value
-        return cls(file, kernel, (*grid, 1, 1)[:3], threads, arguments, shared_bytes)
+        return cls(file, kernel, blocks, threads, arguments, shared_bytes)
 
     def __str__(self) -> str:
         """Kernel, grid, and the sizes among its arguments: what an error message says."""
-        return (
-            f"{self.kernel}({', '.join(_sizes(self.arguments))}) on {prod(self.grid)} blocks of {self.threads} threads"
-        )
+        return f"{self.kernel}({', '.join(_sizes(self.arguments))}) on {self.blocks} blocks of {self.threads} threads"
 
 
 class Buffer(Protocol):

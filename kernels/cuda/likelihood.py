@@ -51,19 +51,19 @@ def likelihood(
     """Log p(x|z) of `rows` rows, and its scaled gradient unless `dout` is nowhere."""
     fields = {"x": x, "out": out, "dout": dout, "log_px": log_px, "scale": scale, "x_rows": x_rows, "loop": loop}
     density = density_of(network)
-    return Launch.of("likelihood", "likelihood", _LIKELIHOOD, (rows,), 256, _SCRATCH, density=density, **fields)
+    return Launch.of("likelihood", "likelihood", _LIKELIHOOD, rows, 256, _SCRATCH, density=density, **fields)
 
 
 def likelihood_mean(network: Network, *, out: Matrix, mean: Matrix, rows: int) -> Launch:
     """Mean of p(x|z)."""
     fields: dict[str, Any] = {"density": density_of(network), "out": out, "mean": mean}
-    return Launch.of("likelihood", "likelihood_mean", _MEAN, (rows,), 256, **fields)
+    return Launch.of("likelihood", "likelihood_mean", _MEAN, rows, 256, **fields)
 
 
 def add_prior(*, z: Matrix, dz: Matrix, log_pxz: int, rows: int, latent_dim: int) -> Launch:
     """From log p(x|z) to log p(x, z), and likewise its gradient."""
     fields: dict[str, Any] = {"z": z, "dz": dz, "log_pxz": log_pxz, "rows": rows, "latent_dim": latent_dim}
-    return Launch.of("likelihood", "add_prior", _PRIOR, (-(-rows // 4),), 128, **fields)
+    return Launch.of("likelihood", "add_prior", _PRIOR, -(-rows // 4), 128, **fields)
 
 
 class Statistics(NamedTuple):
@@ -81,4 +81,4 @@ class Statistics(NamedTuple):
 
 def statistics(g: Statistics) -> Launch:
     """Means over the minibatch, and whether the step is completed."""
-    return Launch.of("likelihood", "statistics", STATISTICS, (1,), 256, 2 * _SCRATCH, **g._asdict())
+    return Launch.of("likelihood", "statistics", STATISTICS, 1, 256, 2 * _SCRATCH, **g._asdict())

@@ -47,5 +47,5 @@ def steps_table(
 
 def update(constants: Array, *, w: int, s0: int, s1: int, g: int, n: int) -> Launch:
     """One step on `n` consecutive parameters; `s1` is 0 where the rule has one slot."""
-    grid = (-(-n // 256),)
-    return Launch.of("optimizer", "update", _FLAT_UPDATE, grid, 256, update=constants, w=w, s0=s0, s1=s1, g=g, n=n)
+    blocks = -(-n // 256)
+    return Launch.of("optimizer", "update", _FLAT_UPDATE, blocks, 256, update=constants, w=w, s0=s0, s1=s1, g=g, n=n)

@@ -31,13 +31,15 @@ struct FirstLayer {
 // columns of 8 rows lie in different banks.
 DEVICE int byte_row(int n) { return ((n + DEPTH - 1) / DEPTH * DEPTH + 111) / 128 * 128 + 16; }
 
-// Grid: tiles of columns, tiles of rows. Each block has its rows of bytes in shared memory whole, and writes to x the
+// Grid: the tiles of y. Each block has its rows of bytes in shared memory whole, and writes to x the
 // share of their columns that falls to it.
 template <int BM, int BN, int THREADS>
 DEVICE void first_layer_tile(const FirstLayer& args, float* shared) {
   if (forward_is_over(args.loop)) return;
   typedef Product<BM, BN, THREADS, true, false> TileProduct;
-  const int i0 = blockIdx.y * BM, j0 = blockIdx.x * BN, n = args.fan_in, ld = byte_row(n);
+  const Place place = tile_place<BM, BN>(blockIdx.x, args.fan_out);
+  const int i0 = place.i, j0 = place.j;
+  const int n = args.fan_in, ld = byte_row(n);
   const int rows = args.rows - i0 < BM ? args.rows - i0 : BM;
   const i64* order = args.order + args.loop->step * args.rows + i0;
   u8* bytes = reinterpret_cast<u8*>(shared + TileProduct::STAGES * TileProduct::B::floats);
@@ -77,7 +79,7 @@ DEVICE void first_layer_tile(const FirstLayer& args, float* shared) {
     args.y.p[(i0 + i) * args.y.ld + j0 + j] = rounded(activate(args.activation, c + b[j0 + j]));
   });
 
-  const int share = (n + gridDim.x - 1) / gridDim.x, first = blockIdx.x * share;
+  const int sharers = (args.fan_out + BN - 1) / BN, share = (n + sharers - 1) / sharers, first = j0 / BN * share;
   const int columns = n - first < share ? n - first : share;
   for (int e = threadIdx.x; e < rows * columns; e += THREADS) {
     const int i = e / columns, d = first + e % columns;
@@ -200,11 +202,13 @@ struct OutputLayer {
   const Loop* loop;
 };
 
-// Grid: tiles of the D columns, tiles of rows. A Gaussian's two heads are D columns apart, and D a multiple of 4.
+// Grid: the tiles of D columns. A Gaussian's two heads are D columns apart, and D a multiple of 4.
 template <int BM, int BN, int THREADS, bool GAUSSIAN>
 DEVICE void output_layer_tile(const OutputLayer& args, float* shared) {
   if (forward_is_over(args.loop)) return;
-  const int i0 = blockIdx.y * BM, j0 = blockIdx.x * BN, n = args.density.data_dim;
+  const int n = args.density.data_dim;
+  const Place place = tile_place<BM, BN>(blockIdx.x, n);
+  const int i0 = place.i, j0 = place.j;
   const float* b = args.w.p + args.fan_in * args.w.ld;
   const Operand h = {args.h.p, args.h.ld, args.rows};
   auto nothing = [](const auto&, const auto&) {};
@@ -235,7 +239,7 @@ DEVICE void output_layer_tile(const OutputLayer& args, float* shared) {
   float sum = 0.0f;
   for (int j = part; j < BN; j += sharers) sum += shared[i * ld + j];
   for (int distance = sharers / 2; distance; distance /= 2) sum += shuffle_xor(sum, distance);
-  if (part == 0 && i0 + i < args.rows) args.log_px[static_cast<i64>(i0 + i) * args.column_tiles + blockIdx.x] = sum;
+  if (part == 0 && i0 + i < args.rows) args.log_px[static_cast<i64>(i0 + i) * args.column_tiles + j0 / BN] = sum;
 }
 KERNEL(bernoulli_layer_small, 128, OutputLayer) {
   SHARED_FLOATS(shared);
@@ -256,17 +260,14 @@ KERNEL(gaussian_layer_large, 256, OutputLayer) {
 
 struct OutputBackward {
   InputGradient gradient;  // its loop is null: whether the step is completed is being decided
-  int column_tiles;
   Statistics statistics;
 };
 
-// Grid: the tiles of dh, row by row, and one block behind them for the statistics.
+// Grid: the tiles of dh, and one block behind them for the statistics.
 template <int BM, int BN, int THREADS>
 DEVICE void output_backward_tile(const OutputBackward& args, float* shared) {
   if (blockIdx.x + 1 == gridDim.x) return sum_statistics<THREADS>(args.statistics, shared);
-  const int tile = blockIdx.x;
-  input_gradient_tile<BM, BN, THREADS>(args.gradient, tile / args.column_tiles * BM, tile % args.column_tiles * BN,
-                                       shared);
+  input_gradient_tile<BM, BN, THREADS>(args.gradient, blockIdx.x, shared);
 }
 KERNEL(output_backward_small, 128, OutputBackward) {
   SHARED_FLOATS(shared);

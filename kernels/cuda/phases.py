@@ -35,7 +35,7 @@ _OUTPUT_LAYER = struct(
     density=DENSITY, h=MATRIX, w=MATRIX, x=MATRIX, dout=MATRIX, log_px=ADDRESS,
     rows=INT, x_rows=INT, fan_in=INT, column_tiles=INT, scale=FLOAT, loop=ADDRESS,
 )  # fmt: skip
-_OUTPUT_BACKWARD = struct(gradient=INPUT_GRADIENT, column_tiles=INT, statistics=STATISTICS)
+_OUTPUT_BACKWARD = struct(gradient=INPUT_GRADIENT, statistics=STATISTICS)
 _SAMPLE_BACKWARD = struct(
     dy=MATRIX, w=MATRIX, heads=MATRIX, dheads=MATRIX, w_heads=MATRIX, h=MATRIX, dh=MATRIX, eps=ADDRESS,
     draws=INT, rows=INT, hidden=INT, latent_dim=INT, fan_out=INT, activation=INT, loop=ADDRESS,
@@ -76,7 +76,7 @@ def first_layer(
     """Gather x and compute the first hidden layer."""
     tile = tile_for((rows, layer.fan_out))
     return Launch.of(
-        "phases", f"first_layer_{tile.name}", _FIRST_LAYER, tile.tiles(rows, layer.fan_out), tile.threads,
+        "phases", f"first_layer_{tile.name}", _FIRST_LAYER, tile.blocks((rows, layer.fan_out)), tile.threads,
         _first_layer_bytes(tile, layer.fan_in),
         data=data.values, order=order, x=x, w=layer.w, y=layer.y, seed=seed, scale=scale,
         binarize=BINARIZE.index(binarize), rows=rows, fan_in=layer.fan_in, fan_out=layer.fan_out,
@@ -100,7 +100,7 @@ def sample_rows(g: Latent, heads: Layer, below: Layer, above: Layer, *, activati
     """From the last hidden layer `below` through the heads and the sample to the decoder's first layer `above`."""
     shared_bytes = _sample_bytes(heads.fan_in, g.latent_dim, g.draws)
     return Launch.of(
-        "phases", "sample_rows", _SAMPLE_ROWS, (-(-g.rows // _ROWS),), _ROW_THREADS, shared_bytes,
+        "phases", "sample_rows", _SAMPLE_ROWS, -(-g.rows // _ROWS), _ROW_THREADS, shared_bytes,
         h=below.y, w_heads=heads.w, heads=heads.y, z=g.z, w=above.w, y=above.y, eps=g.eps, kl=g.kl,
         draws=g.draws, rows=g.rows, hidden=heads.fan_in, latent_dim=g.latent_dim, fan_out=above.fan_out,
         activation=ACTIVATIONS[activation], seed=g.seed, loop=g.loop,
@@ -111,7 +111,7 @@ def sample_backward(g: Latent, heads: Layer, below: Layer, above: Layer, *, acti
     """Back from the decoder's first layer through the sample to the last hidden layer of the encoder."""
     shared_bytes = 4 * _ROWS * (g.draws + 2) * g.latent_dim
     return Launch.of(
-        "phases", "sample_backward", _SAMPLE_BACKWARD, (-(-g.rows // _ROWS),), _ROW_THREADS, shared_bytes,
+        "phases", "sample_backward", _SAMPLE_BACKWARD, -(-g.rows // _ROWS), _ROW_THREADS, shared_bytes,
         dy=above.dy, w=above.w, heads=heads.y, dheads=heads.dy, w_heads=heads.w, h=below.y, dh=below.dy, eps=g.eps,
         draws=g.draws, rows=g.rows, hidden=heads.fan_in, latent_dim=g.latent_dim, fan_out=above.fan_out,
         activation=ACTIVATIONS[activation], loop=g.loop,
@@ -125,12 +125,12 @@ def output_layer_fits(network: Network) -> bool:
 
 def output_tiles(network: Network, rows: int) -> int:
     """Terms of log p(x|z) that `output_layer` leaves for each row."""
-    return tile_for((rows, network.data_dim)).tiles(rows, network.data_dim)[0]
+    return tile_for((rows, network.data_dim)).across(network.data_dim)
 
 
 def most_terms(network: Network, rows: int) -> int:
     """Terms that so many rows, or fewer, leave at most."""
-    return rows * SMALL.tiles(1, network.data_dim)[0]
+    return rows * SMALL.across(network.data_dim)
 
 
 def output_layer(
@@ -147,13 +147,14 @@ def output_layer(
     loop: int,
 ) -> Launch:
     """The decoder's last layer with the likelihood and its gradient in the epilogue."""
-    tile = tile_for((rows, network.data_dim))
-    grid = tile.tiles(rows, network.data_dim)
+    shape = rows, network.data_dim
+    tile = tile_for(shape)
     return Launch.of(
-        "phases", f"{network.likelihood}_layer_{tile.name}", _OUTPUT_LAYER, grid, tile.threads,
+        "phases", f"{network.likelihood}_layer_{tile.name}", _OUTPUT_LAYER, tile.blocks(shape), tile.threads,
         tile.shared_bytes(precision, True, False),
         density=density_of(network), h=h, w=layer.w, x=x, dout=layer.dy, log_px=log_px,
-        rows=rows, x_rows=x_rows, fan_in=layer.fan_in, column_tiles=grid[0], scale=scale, loop=loop,
+        rows=rows, x_rows=x_rows, fan_in=layer.fan_in, column_tiles=tile.across(network.data_dim), scale=scale,
+        loop=loop,
     )  # fmt: skip
 
 
@@ -162,10 +163,9 @@ def output_backward(
 ) -> Launch:
     """Gradient of the last layer's input, and the statistics beside it."""
     tile = tile_for((rows, layer.fan_in))
-    column_tiles, row_tiles = tile.tiles(rows, layer.fan_in)
     gradient = (layer.dy, layer.w, h, dx, rows, layer.fan_in, layer.fan_out, ACTIVATIONS[activation], 0)
     return Launch.of(
-        "phases", f"output_backward_{tile.name}", _OUTPUT_BACKWARD, (column_tiles * row_tiles + 1,), tile.threads,
+        "phases", f"output_backward_{tile.name}", _OUTPUT_BACKWARD, tile.blocks((rows, layer.fan_in)) + 1, tile.threads,
         tile.shared_bytes(precision, True, True),
-        gradient=gradient, column_tiles=column_tiles, statistics=statistics,
+        gradient=gradient, statistics=statistics,
     )  # fmt: skip

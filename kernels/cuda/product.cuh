@@ -12,6 +12,16 @@ constexpr int DEPTH = 32;
 #define SMALL 32, 32, 128
 #define LARGE 64, 64, 256
 
+// The block's tile, of a grid of them row by row: where it begins.
+struct Place {
+  int i, j;
+};
+template <int BM, int BN>
+DEVICE Place tile_place(int tile, int columns) {
+  const int column_tiles = (columns + BN - 1) / BN;
+  return {tile / column_tiles * BM, tile % column_tiles * BN};
+}
+
 // What the products of this precision make of an operand.
 DEVICE float rounded(float v) {
 #if FASTVAE_PRECISION == BF16

@@ -4,7 +4,7 @@
 #define DEVICE __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
 #define KERNEL(name, threads, Arguments) \
-  extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Arguments args)
+  extern "C" __global__ void __launch_bounds__(threads, 1) name(const __grid_constant__ Arguments args)
 #define SHARED_FLOATS(name) extern __shared__ __align__(16) float name[]
 
 DEVICE void block_barrier() { __syncthreads(); }

@@ -13,12 +13,12 @@ _THREADS = 256
 
 def philox_blocks(*, counter: int, key: int, out: int, n: int) -> Launch:
     """`n` blocks of given counters."""
-    grid = (-(-n // _THREADS),)
-    return Launch.of("rng", "philox_blocks", _BLOCKS, grid, _THREADS, counter=counter, key=key, out=out, n=n)
+    blocks = -(-n // _THREADS)
+    return Launch.of("rng", "philox_blocks", _BLOCKS, blocks, _THREADS, counter=counter, key=key, out=out, n=n)
 
 
 def normals(*, seed: int, step: int, stream: int, out: int, n: int) -> Launch:
     """`n` standard normals of a stream."""
-    grid = (-(-n // (4 * _THREADS)),)
+    blocks = -(-n // (4 * _THREADS))
     fields = {"seed": seed, "step": step, "stream": stream, "out": out, "n": n}
-    return Launch.of("rng", "normals", _NORMALS, grid, _THREADS, **fields)
+    return Launch.of("rng", "normals", _NORMALS, blocks, _THREADS, **fields)

@@ -38,7 +38,7 @@ class HostLaunch(ctypes.Structure):
         ("entry", ctypes.c_void_p),
         ("arguments", ctypes.c_void_p),
         ("arguments_size", ctypes.c_long),
-        ("grid", ctypes.c_int * 3),
+        ("blocks", ctypes.c_int),
         ("threads", ctypes.c_int),
         ("shared_bytes", ctypes.c_int),
     )
@@ -104,7 +104,7 @@ class HostGraph:
     def _host_launch(self, launch: Launch) -> HostLaunch:
         entry = ctypes.c_char.in_dll(self._library, f"entry_{launch.kernel}")
         arguments = launch.arguments
-        sizes = (arguments.nbytes, (ctypes.c_int * 3)(*launch.grid), launch.threads, launch.shared_bytes)
+        sizes = (arguments.nbytes, launch.blocks, launch.threads, launch.shared_bytes)
         return HostLaunch(ctypes.addressof(entry), arguments.ctypes.data, *sizes)
 
     def launch(self) -> None:

@@ -103,7 +103,7 @@ void add_fiber() {
 
 void resume(int thread) {
   machine.current = thread;
-  threadIdx = {static_cast<unsigned>(thread), 0, 0};
+  threadIdx.x = static_cast<unsigned>(thread);
   Fiber& fiber = self();
   if (_setjmp(machine.scheduler)) return;
   if (fiber.started) _longjmp(fiber.here, 1);
@@ -209,8 +209,7 @@ struct HostLaunch {
   const host::Entry* entry;
   const void* arguments;
   long arguments_size;
-  int grid[3];
-  int threads, shared_bytes;
+  int blocks, threads, shared_bytes;
 };
 
 // Run launches one after another. Returns how many were run; fewer than given with `error` filled when one failed.
@@ -237,14 +236,13 @@ extern "C" __attribute__((visibility("default"))) int run_launches(const HostLau
     m.entry = launch.entry;
     m.arguments = launch.arguments;
     m.threads = launch.threads;
-    blockDim = {static_cast<unsigned>(launch.threads), 1, 1};
-    gridDim = {static_cast<unsigned>(launch.grid[0]), static_cast<unsigned>(launch.grid[1]),
-               static_cast<unsigned>(launch.grid[2])};
-    std::vector<unsigned> blocks(static_cast<size_t>(gridDim.x) * gridDim.y * gridDim.z);
-    for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = static_cast<unsigned>(i);
+    blockDim.x = static_cast<unsigned>(launch.threads);
+    gridDim.x = static_cast<unsigned>(launch.blocks);
+    std::vector<unsigned> blocks(gridDim.x);
+    for (unsigned i = 0; i < gridDim.x; ++i) blocks[i] = i;
     std::shuffle(blocks.begin(), blocks.end(), m.random);
     for (unsigned block : blocks) {
-      blockIdx = {block % gridDim.x, block / gridDim.x % gridDim.y, block / gridDim.x / gridDim.y};
+      blockIdx.x = block;
       host::run_block(launch.shared_bytes);
       if (!m.error.empty()) break;
     }
@@ -262,7 +260,7 @@ extern "C" __attribute__((visibility("default"))) int run_launches(const HostLau
       fiber->start.uc_stack.ss_size = host::stack_bytes;
       makecontext(&fiber->start, host::fiber_main, 0);
     }
-    std::string text = "block (" + std::to_string(blockIdx.x) + ", " + std::to_string(blockIdx.y) + "): " + m.error;
+    std::string text = "block " + std::to_string(blockIdx.x) + ": " + m.error;
     std::snprintf(error, error_size, "%s", text.c_str());
   }
   return done;

@@ -10,8 +10,8 @@
 #include <cmath>
 #include <cstring>
 
-struct Index {
-  unsigned x, y, z;
+struct Index {  // grids and blocks are rows
+  unsigned x;
 };
 struct alignas(16) float4 {
   float x, y, z, w;
