@@ -208,11 +208,11 @@ def test_an_interrupt_leaves_a_whole_number_of_steps() -> None:
 class OnDevice:
     """A NumPy array that says it lies on the device, as CuPy's and torch's do."""
 
-    def __init__(self, array: Array) -> None:
+    def __init__(self, array: Array, stream: int | None = None) -> None:
         self.array = array
         described = array.__array_interface__
         keys = ("shape", "typestr", "data", "strides")
-        self.__cuda_array_interface__ = {**{key: described[key] for key in keys}, "version": 3}
+        self.__cuda_array_interface__ = {**{key: described[key] for key in keys}, "version": 3, "stream": stream}
 
 
 class ByDlpack:
@@ -243,12 +243,14 @@ def test_operations_take_arrays_on_the_device() -> None:
     network, draw = Network(20, 2, (9,), (8,)), np.random.default_rng(0)
     params, x = initialise(network, seed=1), draw.random((5, 20), np.float32)
     z, index = draw.normal(size=(5, 2)).astype(np.float32), np.arange(5)
-    plan = Training(network, rows=5).plan()
+    device = HostDevice()
+    plan = Training(network, rows=5).plan(device)
     expected = [np.empty(5, np.float32), np.empty((5, 2), np.float32), np.empty((5, 20), np.float32)]
     plan.log_joint(params=params, x=x, z=z, log_pxz=expected[0], dz=expected[1])
     plan.gather(data=x, index=index, scale=0.5, binarize="fixed", seed=1, step=0, x=expected[2])
     actual = [np.empty_like(array) for array in expected]
-    plan.log_joint(params=OnDevice(params), x=ByDlpack(x, 2), z=z, log_pxz=actual[0], dz=OnDevice(actual[1]))
+    plan.log_joint(params=OnDevice(params, 7), x=ByDlpack(x, 2), z=z, log_pxz=actual[0], dz=OnDevice(actual[1], 1))
+    assert device.followed == {1, 7}
     plan.gather(data=OnDevice(x), index=index, scale=0.5, binarize="fixed", seed=1, step=0, x=OnDevice(actual[2]))
     for found, wanted in zip(actual, expected, strict=True):
         np.testing.assert_array_equal(found, wanted)

@@ -24,13 +24,14 @@ _HOST_ARGUMENTS = {"index", "order", "stats", "done"}
 class DeviceArray:
     """An array in device memory, with as much of ndarray as checks and copies need.
 
-    `owner` keeps the memory alive.
+    `stream` is the one that its producer has written it on, as far as it says so; `owner` keeps the memory alive.
     """
 
     address: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     flags: Flags
+    stream: int | None
     owner: Any
 
     @classmethod
@@ -41,7 +42,8 @@ class DeviceArray:
         address, read_only = described["data"]
         strides = tuple(dtype.itemsize * prod(shape[i + 1 :]) for i in range(len(shape)))
         contiguous = described.get("strides") in (None, strides)
-        return cls(int(address or 0), shape, dtype, Flags(contiguous, not read_only), owner)
+        flags = Flags(contiguous, not read_only)
+        return cls(int(address or 0), shape, dtype, flags, described.get("stream"), owner)
 
     @property
     def ndim(self) -> int:
@@ -75,10 +77,9 @@ def takes_device_arrays(method: Callable[Concatenate[S, P], None]) -> Callable[C
 
     @wraps(method)
     def taking(plan: S, /, *nothing: P.args, **arguments: P.kwargs) -> None:
-        device, on_device = plan._device, False
+        device, arrays = plan._device, list[DeviceArray]()
 
         def taken(value: Any) -> Any:
-            nonlocal on_device
             if isinstance(value, tuple | list):
                 return type(value)(map(taken, value))
             if isinstance(value, np.ndarray):
@@ -89,16 +90,18 @@ def takes_device_arrays(method: Callable[Concatenate[S, P], None]) -> Callable[C
                 value = device.from_dlpack(value)
             if not hasattr(value, "__cuda_array_interface__"):
                 return value
-            on_device = True
-            return DeviceArray.of(value)
+            arrays.append(DeviceArray.of(value))
+            return arrays[-1]
 
         given = {name: value if name in _HOST_ARGUMENTS else taken(value) for name, value in arguments.items()}
-        if on_device:
-            device.follow_caller()
+        if not arrays:
+            method(plan, *nothing, **given)  # type: ignore[arg-type]
+            return
+        streams = {array.stream for array in arrays if array.stream is not None}
+        device.follow_caller(streams)
         try:
             method(plan, *nothing, **given)  # type: ignore[arg-type]
         finally:
-            if on_device:
-                device.lead_caller()
+            device.lead_caller(streams)
 
     return taking

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -147,23 +147,26 @@ class CupyDevice:
         with self.used_by():
             return cupy.from_dlpack(value)
 
-    def follow_caller(self) -> None:
-        """Wait, on the device, for CuPy's current stream and for the default stream, which is torch's."""
-        streams = self._callers_streams()
+    def follow_caller(self, streams: Set[int]) -> None:
+        """Wait, on the device, for CuPy's current stream, for the default stream, which is torch's, and for these."""
+        handles = self._callers_streams(streams)
         with self.used_by():
-            for stream in streams:
-                self.stream.wait_event(stream.record(cupy.cuda.Event(disable_timing=True)))
+            for handle in handles:
+                event = cupy.cuda.Event(disable_timing=True)
+                runtime.eventRecord(event.ptr, handle)
+                self.stream.wait_event(event)
 
-    def lead_caller(self) -> None:
-        """Let both wait, on the device."""
-        streams = self._callers_streams()
+    def lead_caller(self, streams: Set[int]) -> None:
+        """Let them wait, on the device."""
+        handles = self._callers_streams(streams)
         with self.used_by():
             event = self.stream.record(cupy.cuda.Event(disable_timing=True))
-            for stream in streams:
-                stream.wait_event(event)
+            for handle in handles:
+                runtime.streamWaitEvent(handle, event.ptr)
 
-    def _callers_streams(self) -> set[Any]:
-        return {cupy.cuda.Stream.null, cupy.cuda.get_current_stream(self._device.id)}
+    def _callers_streams(self, streams: Set[int]) -> set[int]:
+        """Handles; 1 and 2, the default streams of the CUDA array interface, are CUDA's own handles of them."""
+        return {cupy.cuda.Stream.null.ptr, cupy.cuda.get_current_stream(self._device.id).ptr, *streams}
 
     def synchronize(self) -> None:
         """Wait."""

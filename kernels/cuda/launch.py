@@ -6,7 +6,7 @@ files, field for field, with C's alignment.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -133,11 +133,11 @@ class Device(Protocol):
     def from_dlpack(self, value: Any) -> Any:
         """Return an object with ``__cuda_array_interface__`` that shares the memory."""
 
-    def follow_caller(self) -> None:
-        """Make what is asked for from now on wait for what the caller's stream does."""
+    def follow_caller(self, streams: Set[int]) -> None:
+        """Make what is asked for from now on wait for the caller's current stream and for these."""
 
-    def lead_caller(self) -> None:
-        """Make the caller's stream wait for what was asked for."""
+    def lead_caller(self, streams: Set[int]) -> None:
+        """Make the caller's current stream and these wait for what was asked for."""
 
     def synchronize(self) -> None:
         """Wait for all that was queued; an error in it is raised here."""

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -158,11 +158,13 @@ class HostDevice:
         """Return what the tests hand in."""
         return value.shared
 
-    def follow_caller(self) -> None:
-        """There is one stream."""
+    def follow_caller(self, streams: Set[int]) -> None:
+        """There is one stream; keep what is asked for."""
+        self.followed = streams
 
-    def lead_caller(self) -> None:
+    def lead_caller(self, streams: Set[int]) -> None:
         """There is one stream."""
+        assert streams == self.followed
 
     def synchronize(self) -> None:
         """Nothing is ever pending."""
