@@ -109,7 +109,7 @@ class CudaPlan(CheckedPlan):
         self._work = Workspace(network, self._memory, self.rows, self.draws)
         self._exchange = _Exchange(device)
         self._training: Training | None = None  # made by the first `train_steps`
-        self._options = {"activation": network.activation, "precision": self.precision}
+        self._options: dict[str, Any] = {"activation": network.activation, "precision": self.precision}
 
     def _call(self, *arrays: Array | None) -> _Call:
         return _Call(self._device, self.precision, self._exchange, arrays)

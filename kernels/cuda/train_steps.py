@@ -67,10 +67,11 @@ class _Step:
     def launches(self) -> Iterator[Launch]:
         """Gather, encode, sample, decode, compare; back again; and update."""
         encoder, decoder, all_rows = self.work.encoder, self.work.decoder, self.draws * self.rows
-        together = phases.sample_fits(encoder, decoder, self.rows, self.draws)
+        # how many layers the first launch does, and how many of the decoder the launch does that samples
+        first = int(len(encoder) > 1 and phases.first_layer_fits(self.data, encoder[0], self.rows))
+        together = int(phases.sample_fits(encoder, decoder, self.rows, self.draws))
         sides = {"heads": encoder[-1], "below": encoder[-2], "above": decoder[0]} if together else {}
 
-        first = phases.first_layer_fits(self.data, encoder[0], self.rows) and len(encoder) > 1
         yield self._first_layer() if first else self._gather()
         yield from self._forward(encoder[first:-1], inputs(encoder, self.work.x)[first:], self.rows)
         if together:
@@ -89,8 +90,8 @@ class _Step:
             if len(decoder) > 1:
                 yield dense.input_gradient(decoder[0], self.work.dz, all_rows, **self._plain)
             yield latent_backward(self._sample)
-        encoder_above = encoder[:-1] if together else encoder
-        yield from backward(encoder_above, self.rows, activation=self.network.activation, **self._plain)
+        rest = encoder[:-1] if together else encoder
+        yield from backward(rest, self.rows, activation=self.network.activation, **self._plain)
         yield from dense.weight_gradients(self._gradients(), **self._plain)
 
     @property
