@@ -20,12 +20,15 @@ step() {
   return "$code"
 }
 
+# the limits add up to nine minutes
 step device 20 nvidia-smi
 step environment 30 "${PYTHON:-python3}" -m venv --clear --system-site-packages .venv-gpu
 python=.venv-gpu/bin/python
-step install 100 "$python" -m pip install --no-index --no-deps --no-build-isolation . || exit 1
-step info 60 .venv-gpu/bin/fastvae info
+step install 80 "$python" -m pip install --no-index --no-deps --no-build-isolation . || exit 1
+step info 20 .venv-gpu/bin/fastvae info
 export FASTVAE_REQUIRE=cuda
-step tests 240 "$python" -m pytest -m gpu --junitxml "$out/tests.xml"
-step bench 80 "$python" -m fastvae.bench --case mnist --engine "fastvae cuda" --json "$out/mnist.json"
+step tests 150 "$python" -m pytest -m "gpu and not slow" --junitxml "$out/tests.xml"
+step steps 80 "$python" -m fastvae.bench.gpu --json "$out/steps.json"
+step mnist 40 "$python" -m fastvae.bench --case mnist --engine "fastvae cuda" --engine jax --rounds 3 --json "$out/mnist.json"
+step sanitizer 120 "$python" -m pytest -m "gpu and slow" tests/test_cuda.py
 exit "$failed"
