@@ -1,7 +1,7 @@
 """A stand-in for CuPy, as much of it as ``kernels/cuda/device.py`` uses, on the CPU: kernels run as on `HostDevice`.
 
-It keeps CuPy's rules: a kernel may have 48 KB of shared memory unless it has asked for more; what a capture records runs
-when its graph is launched, and nothing else may happen on the stream meanwhile; streams belong to the current device.
+It keeps some of CuPy's rules: a kernel may have 48 KB of shared memory unless it has asked for more; what a capture
+records runs when its graph is launched, and nothing else may happen on the stream meanwhile.
 """
 
 from __future__ import annotations
