@@ -40,6 +40,15 @@ def test_it_trains_to_the_bits_of_the_other_device(runtime: fake_cupy.Runtime, p
     assert training.done[0] == 5
 
 
+def test_rows_without_room_on_the_device_are_copied_beside_the_steps(runtime: fake_cupy.Runtime) -> None:
+    expected, training = (Training(NETWORK, rows=8, steps=7) for _ in range(2))
+    for each in (expected, training):
+        each.data = np.tile(each.data, (100, 1))
+    runtime.free = training.data.nbytes - 1
+    training.run(cuda.plan(NETWORK, precision="fp32", **SIZES))
+    assert training.bits() == expected.run(expected.plan()).bits()
+
+
 def test_the_streams_of_the_caller_are_followed_and_led(runtime: fake_cupy.Runtime) -> None:
     plan = cuda.plan(NETWORK, precision="fp32", **SIZES)
     heads, mean = np.zeros((8, 20), np.float32), np.empty((8, 20), np.float32)

@@ -10,7 +10,7 @@ import cuda_host
 import numpy as np
 import pytest
 import scipy.sparse
-from cuda_host.device import HostDevice, HostGraph
+from cuda_host.device import HostBuffer, HostDevice, HostGraph
 
 from fastvae.kernels import Array
 from fastvae.kernels.cuda import phases
@@ -175,6 +175,42 @@ def test_the_first_layer_gathers_as_the_operation_does(
     plain = Training(network, rows=37)
     plain.run(plain.plan(), binarize=binarize)
     assert fused.bits() == plain.bits()
+
+
+class SmallDevice(HostDevice):
+    """Has no room for an array of more than `limit` bytes."""
+
+    limit = 2**62
+
+    def zeros(self, size: int) -> HostBuffer:
+        if size > self.limit:
+            raise MemoryError("too small")
+        return super().zeros(size)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+@pytest.mark.parametrize(("rate", "binarize"), [(1e3, "none"), (1e9, "none"), (1e9, "fixed")])
+def test_rows_that_the_device_has_no_room_for_are_brought_graph_by_graph(
+    dtype: Any, rate: float, binarize: str
+) -> None:
+    """To the same bits, the number of a row in the dataset keying its noise as ever."""
+    network = Network(48, 3, (10,), (10,))
+    expected, training = (Training(network, rows=8, steps=7) for _ in range(2))
+    for each in (expected, training):
+        each.data = np.tile(each.data, (200, 1)).astype(dtype)
+        each.order += 90 * np.arange(7)[:, np.newaxis]
+    device = SmallDevice()
+    device.limit, device.rate = training.data.nbytes - 1, rate  # graphs of one step, and of four
+    plan = training.plan(device)
+    for _ in range(2):  # the second call finds what the first has left
+        training.run(plan, binarize=binarize)
+        expected.run(expected.plan(), binarize=binarize)
+        assert training.bits() == expected.bits()
+    sparse = Training(network, rows=8)
+    sparse.data = scipy.sparse.csr_array(training.data)
+    device.limit = 1000
+    with pytest.raises(MemoryError, match="too small"):
+        sparse.run(plan)
 
 
 def test_an_interrupt_leaves_a_whole_number_of_steps() -> None:

@@ -6,9 +6,11 @@ import os
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from functools import cache
+from math import prod
 from typing import Any
 
 import cupy
+import numpy as np
 from cupy.cuda import runtime
 
 from fastvae.errors import BackendError, one_line
@@ -77,7 +79,7 @@ class CupyDevice:
     def __init__(self) -> None:
         describe()
         self._device, self._process = cupy.cuda.Device(), os.getpid()
-        self.stream = cupy.cuda.Stream(non_blocking=True)
+        self.stream, self._copies = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
         self._recent: Sequence[Launch] = ()
 
     @contextmanager
@@ -113,6 +115,20 @@ class CupyDevice:
             with self.used_by():
                 kind = runtime.memcpyHostToDevice
                 runtime.memcpyAsync(address, array.ctypes.data, array.nbytes, kind, self.stream.ptr)
+
+    def pinned(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Allocate memory of the host that the device reads by itself."""
+        with self.used_by():
+            count = prod(shape)
+            memory = cupy.cuda.alloc_pinned_memory(max(count, 1) * np.dtype(dtype).itemsize)
+            return np.frombuffer(memory, dtype, count).reshape(shape)
+
+    def upload_ahead(self, address: int, array: Array) -> None:
+        """Copy in on a stream beside the other."""
+        with self.used_by():
+            kind = runtime.memcpyHostToDevice
+            runtime.memcpyAsync(address, array.ctypes.data, array.nbytes, kind, self._copies.ptr)
+            self.stream.wait_event(self._copies.record(cupy.cuda.Event(disable_timing=True)))
 
     def download(self, array: Array, address: int) -> None:
         """Copy out."""

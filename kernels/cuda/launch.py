@@ -124,6 +124,12 @@ class Device(Protocol):
     def download(self, array: Array, address: int) -> None:
         """Copy from the device into a contiguous array, when all before is done."""
 
+    def pinned(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Return an array on the host that `upload_ahead` copies quickly from."""
+
+    def upload_ahead(self, address: int, array: Array) -> None:
+        """Copy to where nothing queued so far reads, beside it; what is queued next waits for the copy."""
+
     def run(self, launches: Sequence[Launch], precision: str) -> None:
         """Queue launches, kernels compiled for a precision."""
 

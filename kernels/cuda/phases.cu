@@ -18,8 +18,8 @@
 #include "statistics.cuh"
 
 struct FirstLayer {
-  const u8* data;    // (N, D)
-  const i64* order;  // rows, of step 0
+  const u8* data;              // (N, D)
+  const i64 *index, *numbers;  // as in gather.cu
   Matrix x, w, y;
   u64 seed;
   float scale;
@@ -41,7 +41,8 @@ DEVICE void first_layer_tile(const FirstLayer& args, float* shared) {
   const int i0 = place.i, j0 = place.j;
   const int n = args.fan_in, ld = byte_row(n);
   const int rows = args.rows - i0 < BM ? args.rows - i0 : BM;
-  const i64* order = args.order + args.loop->step * args.rows + i0;
+  const i64 first_row = args.loop->step * args.rows + i0;
+  const i64 *index = args.index + first_row, *numbers = args.numbers + first_row;
   u8* bytes = reinterpret_cast<u8*>(shared + TileProduct::STAGES * TileProduct::B::floats);
 
   // What lies behind a row's end meets zeros of W, and rows behind the last are not stored.
@@ -50,11 +51,11 @@ DEVICE void first_layer_tile(const FirstLayer& args, float* shared) {
     for (int e = threadIdx.x; e < rows * groups; e += THREADS) {
       const int i = e / groups, d = e % groups * 16;
       copy_async(reinterpret_cast<float*>(bytes + i * ld + d),
-                 reinterpret_cast<const float*>(args.data + order[i] * n + d), true);
+                 reinterpret_cast<const float*>(args.data + index[i] * n + d), true);
     }
   } else {
     for (int e = threadIdx.x; e < rows * n; e += THREADS)
-      bytes[e / n * ld + e % n] = args.data[order[e / n] * n + e % n];
+      bytes[e / n * ld + e % n] = args.data[index[e / n] * n + e % n];
   }
   commit_copies();
 
@@ -66,7 +67,7 @@ DEVICE void first_layer_tile(const FirstLayer& args, float* shared) {
     for (int e = threadIdx.x; e < rows * n; e += THREADS) {
       const int i = e / n, d = e % n;
       u8& byte = bytes[i * ld + d];
-      byte = binarized_pixel(args.binarize, args.seed, step, order[i], i0 + i, n, d, byte * scale) != 0.0f;
+      byte = binarized_pixel(args.binarize, args.seed, step, numbers[i], i0 + i, n, d, byte * scale) != 0.0f;
     }
     scale = 1.0f;
   }

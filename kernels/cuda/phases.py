@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 _FIRST_LAYER = struct(
-    data=ADDRESS, order=ADDRESS, x=MATRIX, w=MATRIX, y=MATRIX, seed=WORD, scale=FLOAT, binarize=INT,
+    data=ADDRESS, index=ADDRESS, numbers=ADDRESS, x=MATRIX, w=MATRIX, y=MATRIX, seed=WORD, scale=FLOAT, binarize=INT,
     rows=INT, fan_in=INT, fan_out=INT, activation=INT, loop=ADDRESS,
 )  # fmt: skip
 _SAMPLE_ROWS = struct(
@@ -64,7 +64,8 @@ def first_layer(
     data: Dataset,
     layer: Layer,
     *,
-    order: int,
+    index: int,
+    numbers: int,
     x: Matrix,
     rows: int,
     scale: float,
@@ -78,7 +79,7 @@ def first_layer(
     return Launch.of(
         "phases", f"first_layer_{tile.name}", _FIRST_LAYER, tile.blocks((rows, layer.fan_out)), tile.threads,
         _first_layer_bytes(tile, layer.fan_in),
-        data=data.values, order=order, x=x, w=layer.w, y=layer.y, seed=seed, scale=scale,
+        data=data.values, index=index, numbers=numbers, x=x, w=layer.w, y=layer.y, seed=seed, scale=scale,
         binarize=BINARIZE.index(binarize), rows=rows, fan_in=layer.fan_in, fan_out=layer.fan_out,
         activation=ACTIVATIONS[activation], loop=loop,
     )  # fmt: skip

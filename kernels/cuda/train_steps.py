@@ -22,6 +22,7 @@ from fastvae.kernels.cuda.latent import Latent, latent_backward, latent_forward
 from fastvae.kernels.cuda.launch import LOOP, NOWHERE, STEP, Device, Graph, Launch, Matrix
 from fastvae.kernels.cuda.likelihood import Statistics, likelihood
 from fastvae.kernels.cuda.optimizer import steps_table
+from fastvae.kernels.cuda.source import Resident, Streamed
 from fastvae.kernels.cuda.workspace import Memory, Workspace, backward, inputs, pack
 from fastvae.network import Network
 from fastvae.optimizer import Optimizer
@@ -58,6 +59,7 @@ class _Step:
     precision: str
     draws: int
     data: Dataset
+    index: int  # address of the rows in `data`; tables.order has their numbers
     rows: int
     n_slots: int
     scale: float
@@ -120,14 +122,15 @@ class _Step:
 
     def _gather(self) -> Launch:
         constants: dict[str, Any] = {"scale": self.scale, "binarize": self.binarize, "seed": self.seed}
-        places: dict[str, Any] = {"index": self.tables.order, "numbers": self.tables.order, "x": self.work.x}
+        places: dict[str, Any] = {"index": self.index, "numbers": self.tables.order, "x": self.work.x}
         return gather(self.data, rows=self.rows, loop=self.tables.loop, **places, **constants)
 
     def _first_layer(self) -> Launch:
         return phases.first_layer(
             self.data,
             self.work.encoder[0],
-            order=self.tables.order,
+            index=self.index,
+            numbers=self.tables.order,
             x=self.work.x,
             rows=self.rows,
             scale=self.scale,
@@ -230,7 +233,8 @@ class Training:
         """Make the steps of `order`; arguments are those of `fastvae.kernels.Plan.train_steps`, checked."""
         n_steps, rows = order.shape
         tables = self._room(n_steps, rows)
-        dataset = self._dataset(data)
+        length = self._graph_length(n_steps, rows)
+        source = self._source(data, order, tables.order, length)
         table = steps_table(
             optimizer,
             first=step,
@@ -253,19 +257,21 @@ class Training:
             tables=tables,
             precision=self._precision,
             draws=self._draws,
-            data=dataset,
+            data=source.data,
+            index=source.index,
             rows=rows,
             n_slots=optimizer.n_slots,
             scale=scale,
             binarize=binarize,
             seed=seed,
         ).launches()
-        length = self._graph_length(n_steps, rows)
         graph = self._recorded(list(step_launches), length)
         self._exchange(params, state, store=False)
         try:
-            for _ in range(-(-n_steps // length)):
+            source.bring(0)
+            for i in range(-(-n_steps // length)):
                 graph.launch()
+                source.bring(i + 1)
                 self._device.download(loop, tables.loop)
                 if loop["step"] >= loop["limit"]:
                     break
@@ -314,19 +320,27 @@ class Training:
             self._tables_memory, self._tables_size = memory, (n_steps, n_steps * rows)
         return self._tables
 
-    def _dataset(self, data: Any) -> Dataset:
-        """Bring the dataset to the device, to where the last one of these sizes was, so that graphs hold."""
+    def _source(self, data: Any, order: Array, order_at: int, length: int) -> Resident | Streamed:
+        """Bring the dataset to the device, to where the last one of these sizes was, so that graphs hold.
+
+        Dense rows for which the device has no room are brought in graph by graph.
+        """
         if isinstance(data, DeviceArray):
-            return dataset_at([data.address], data)
+            return Resident(dataset_at([data.address], data), order_at)
         arrays = arrays_of(data)
         sizes = tuple(array.nbytes for array in arrays)
         if sizes != self._data_sizes:
             self._device.synchronize()
-            self._data_memory = Memory(self._device)  # the last one is freed first
-            self._data_places, self._data_sizes = [self._data_memory.bytes(size) for size in sizes], sizes
+            self._data_memory, self._data_sizes = Memory(self._device), ()  # the last one is freed first
+            try:
+                self._data_places, self._data_sizes = [self._data_memory.bytes(size) for size in sizes], sizes
+            except MemoryError:
+                if len(arrays) > 1:
+                    raise
+                return Streamed(self._device, data, order, length)
         for address, array in zip(self._data_places, arrays, strict=True):
             self._device.upload(address, array)
-        return dataset_at(self._data_places, data)
+        return Resident(dataset_at(self._data_places, data), order_at)
 
     def _exchange(self, params: Any, state: Any, *, store: bool) -> None:
         """Parameters and state between the caller's arrays and the packed ones."""

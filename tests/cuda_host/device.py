@@ -142,6 +142,14 @@ class HostDevice:
         """Copy in."""
         ctypes.memmove(address, array.ctypes.data, array.nbytes)
 
+    def pinned(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Any memory will do."""
+        return np.empty(shape, dtype)
+
+    def upload_ahead(self, address: int, array: Array) -> None:
+        """Nothing is ever under way."""
+        self.upload(address, array)
+
     def download(self, array: Array, address: int) -> None:
         """Copy out."""
         ctypes.memmove(array.ctypes.data, address, array.nbytes)

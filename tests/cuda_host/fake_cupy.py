@@ -213,6 +213,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
         "Event": Event,
         "Stream": Stream,
         "alloc": alloc,
+        "alloc_pinned_memory": bytearray,
         "get_current_stream": lambda device: Stream.current,
         "driver": ModuleType("driver"),
         "compiler": ModuleType("compiler"),
