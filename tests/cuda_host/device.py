@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import weakref
 from collections.abc import Sequence, Set
@@ -24,7 +25,7 @@ KERNELS = Path(fastvae.kernels.__file__).parent / "cuda"
 HERE = Path(__file__).parent
 # Contraction as in NVRTC's default; never fast-math, which would drop NaN.
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared"]
-FLAGS += ["-fvisibility=hidden", "-U_FORTIFY_SOURCE", "-Wall", "-Wextra", "-Werror", "-DFASTVAE_HOST"]
+FLAGS += ["-fvisibility=hidden", "-U_FORTIFY_SOURCE", "-Wall", "-Wextra", "-DFASTVAE_HOST"]
 CANARY = np.uint8(0xA5)
 GUARD = 256  # bytes on either side of an allocation
 SHARED_BYTES = 163 * 1024  # the most that a block may have on sm_80
@@ -45,8 +46,8 @@ class HostLaunch(ctypes.Structure):
 
 
 def compiler() -> str | None:
-    """Return the C++ compiler's path, or None."""
-    return shutil.which(os.environ.get("CXX", "c++"))
+    """Return the C++ compiler's path, or None; the fibers want Linux."""
+    return shutil.which(os.environ.get("CXX", "c++")) if sys.platform == "linux" else None
 
 
 @cache
