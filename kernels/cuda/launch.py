@@ -77,7 +77,8 @@ class Launch(NamedTuple):
         **fields: Any,
     ) -> Launch:
         """Fill the structure `layout`: every field by name."""
-        assert fields.keys() == set(layout.names or ()), f"{kernel}: {sorted(fields.keys() ^ set(layout.names or ()))}"
+        if wrong := fields.keys() ^ set(layout.names or ()):
+            raise TypeError(f"{kernel} has other fields: {', '.join(sorted(wrong))} are missing or unknown")
         arguments = np.zeros((), layout)
         for name, value in fields.items():
             arguments[name] = value
