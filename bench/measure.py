@@ -193,12 +193,14 @@ def machine() -> dict[str, Any]:
     for peer in ("torch", "jax", "numba"):
         with contextlib.suppress(PackageNotFoundError):
             versions[peer] = version(peer)
-    isa = [backends.isa_level(backends.load(name)) for name in backends.NAMES if backends.unavailable(name) is None]
+    available = [name for name in backends.NAMES if backends.unavailable(name) is None]
+    isa = {name: backends.isa_level(backends.load(name)) for name in available}
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "processors": backends.default_threads(),
-        "isa_level": next(filter(None, isa), None),
+        "isa_level": next((level for name, level in isa.items() if level and name != "cuda"), None),
+        "device": isa.get("cuda"),
         "versions": versions,
     }
 

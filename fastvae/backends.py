@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import warnings
@@ -19,9 +20,20 @@ if TYPE_CHECKING:
 __all__ = ["MAX_THREADS", "NAMES", "default_threads", "isa_level", "load", "resolve", "unavailable"]
 
 # name -> module, in the order in which "auto" tries them
-_MODULES = {"cpp": "fastvae._native", "numba": "fastvae.kernels.numba_cpu", "reference": "fastvae.kernels.reference"}
+_MODULES = {
+    "cuda": "fastvae.kernels.cuda",
+    "cpp": "fastvae._native",
+    "numba": "fastvae.kernels.numba_cpu",
+    "reference": "fastvae.kernels.reference",
+}
 NAMES = tuple(_MODULES)
-_MENDS = {"cpp": "reinstall fastvae with a C++ compiler present", "numba": "install numba with pip"}
+_MENDS = {
+    "cuda": "pip install 'fastvae[cuda13]', or [cuda12] for an older driver",
+    "cpp": "reinstall fastvae with a C++ compiler present",
+    "numba": "install numba with pip",
+}
+_OPTIONAL = ("cuda",)  # most machines lack what these need: "auto" passes over them without a warning
+_log = logging.getLogger(__name__)
 
 MAX_THREADS = 1024
 _CGROUP = Path("/sys/fs/cgroup")
@@ -41,7 +53,7 @@ def unavailable(name: str) -> str | None:
 
 
 def isa_level(engine: Any) -> str | None:
-    """Return the instruction set that an engine runs on, or None for one without levels.
+    """Return the instruction set or the device that an engine runs on, or None for one without levels.
 
     Raises
     ------
@@ -52,7 +64,10 @@ def isa_level(engine: Any) -> str | None:
 
 
 def resolve(name: str = "auto") -> str:
-    """Turn ``"auto"`` into the first backend available, any other name into itself; warn when the first is not cpp.
+    """Turn ``"auto"`` into the first backend available, any other name into itself.
+
+    A warning tells, once, of a backend that every install should have and this one lacks; that there is no CUDA device
+    is only logged.
 
     Raises
     ------
@@ -62,7 +77,11 @@ def resolve(name: str = "auto") -> str:
     if name == "auto":
         chosen = next(candidate for candidate in NAMES if unavailable(candidate) is None)
         for passed_over in NAMES[: NAMES.index(chosen)]:
-            _warn_once(f"{unavailable(passed_over)}; taking the backend {chosen!r}, which is slower")
+            message = f"{unavailable(passed_over)}; taking the backend {chosen!r}"
+            if passed_over in _OPTIONAL:
+                _log.info(message)
+            else:
+                _warn_once(f"{message}, which is slower")
         return chosen
     if reason := unavailable(name):
         raise BackendError(reason)

@@ -69,7 +69,7 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
         ``"auto"`` or a name of `fastvae.backends.NAMES`.
     precision : str
         One that the backend has: ``"fp32"`` everywhere; ``"bf16"``, matrix products of bfloat16 summed in float32, with
-        the backend cpp on processors that have AVX512_BF16.
+        the backend cuda, and with cpp on processors that have AVX512_BF16; ``"tf32"``, those of tf32, with cuda.
     n_threads : int, optional
         By default the processors that this process may use. Results do not depend on it.
     random_state : int, RandomState or None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import isfinite
 from operator import index as as_integer
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,15 +12,26 @@ from fastvae.errors import BackendError
 from fastvae.kernels import BINARIZE, Array
 from fastvae.network import Network
 
-__all__ = ["CheckedPlan", "check_array", "check_noise"]
+__all__ = ["CheckedPlan", "Flags", "check_array", "check_noise"]
 
 _DATA_DTYPES = (np.dtype(np.uint8), np.dtype(np.float32), np.dtype(np.float64))
 
 
+class Flags(NamedTuple):
+    """``ndarray.flags`` of an array that is none but lies on a device: its other attributes have NumPy's names too."""
+
+    c_contiguous: bool
+    writeable: bool
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray) or isinstance(getattr(value, "flags", None), Flags)
+
+
 def check_array(name: str, value: Any, shape: tuple[int, ...], dtype: Any, *, output: bool = False) -> None:
-    """Require an ndarray of this dtype and shape, C-contiguous, and writeable when it is an output."""
-    if not isinstance(value, np.ndarray) or value.dtype != np.dtype(dtype):
-        found = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+    """Require an array of this dtype and shape, C-contiguous, and writeable when it is an output."""
+    if not _is_array(value) or value.dtype != np.dtype(dtype):
+        found = value.dtype if _is_array(value) else type(value).__name__
         raise TypeError(f"{name} must be an ndarray of {np.dtype(dtype)}, got {found}")
     if value.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, got {value.shape}")
@@ -49,8 +60,8 @@ def check_data(data: Any, data_dim: int) -> int:
     """Require a dataset as `fastvae.kernels.Plan.gather` takes it; return its number of rows."""
     csr = getattr(data, "format", None) == "csr"
     values = data.data if csr else data
-    if not isinstance(values, np.ndarray) or values.dtype not in _DATA_DTYPES:
-        found = values.dtype if isinstance(values, np.ndarray) else type(values).__name__
+    if not _is_array(values) or values.dtype not in _DATA_DTYPES:
+        found = values.dtype if _is_array(values) else type(values).__name__
         raise TypeError(f"data must be an ndarray or CSR of uint8, float32 or float64, got {found}")
     if data.ndim != 2 or data.shape[0] < 1 or data.shape[1] != data_dim:
         raise ValueError(f"data must have shape (N, {data_dim}), got {data.shape}")
@@ -126,7 +137,7 @@ class CheckedPlan:
         self._check((self.network.layout.size,), output=output, params=params)
 
     def _check_rows(self, name: str, value: Any, limit: int, *, multiple_of: int = 1) -> int:
-        rows = len(value) if isinstance(value, np.ndarray) and value.ndim else 0
+        rows = len(value) if _is_array(value) and value.ndim else 0
         if not 1 <= rows <= limit or rows % multiple_of:
             found = getattr(value, "shape", type(value).__name__)
             raise ValueError(f"{name} must have 1 to {limit} rows, a multiple of {multiple_of}; got {found}")

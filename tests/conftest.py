@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cuda_host
 import numpy as np
 import pytest
 
@@ -25,18 +26,34 @@ def pytest_configure() -> None:
         )
 
 
-def _engine_parameters() -> Iterator[Any]:
+# Modules whose tests run on the CUDA engine's kernels compiled for the CPU too. The others look at time, or at
+# processes and threads, which a GPU does not share.
+_CUDA_HOST_MODULES = {"test_contract", "test_operations", "test_optimizer", "test_rng", "test_trajectory"}
+
+
+def _engine_parameters(*, cuda_host_too: bool) -> Iterator[Any]:
     """Every backend's name; an absent one is skipped with its reason unless FASTVAE_REQUIRE names it."""
     for name in backends.NAMES:
         reason = backends.unavailable(name)
         marks = [] if reason is None or name in REQUIRED else [pytest.mark.skip(reason=reason)]
+        marks += [pytest.mark.gpu] if name == "cuda" else []
         yield pytest.param(name, marks=marks, id=name)
+    if cuda_host_too:
+        marks = [] if cuda_host.compiler() else [pytest.mark.skip(reason="no C++ compiler for the CUDA kernels' twin")]
+        yield pytest.param(cuda_host.NAME, marks=marks, id=cuda_host.NAME)
 
 
-@pytest.fixture(scope="session", params=_engine_parameters())
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that asks for `engine` on each of them."""
+    if "engine" in metafunc.fixturenames:
+        too = metafunc.module.__name__.rpartition(".")[2] in _CUDA_HOST_MODULES
+        metafunc.parametrize("engine", [*_engine_parameters(cuda_host_too=too)], indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def engine(request: pytest.FixtureRequest) -> Engine:
-    """Each backend's engine in turn."""
-    return backends.load(request.param)
+    """Each engine in turn."""
+    return cuda_host if request.param == cuda_host.NAME else backends.load(request.param)
 
 
 @pytest.fixture(scope="session", params=["cpp", "numba"])

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import bfloat16
 import naive
 import numpy as np
 import pytest
+import reduced
 import scipy.sparse
 from tolerances import assert_close
 
@@ -18,7 +18,7 @@ from fastvae import backends, rng
 from fastvae.kernels import BINARIZE, Array, Engine, Plan
 from fastvae.network import ACTIVATIONS, Network
 
-DTYPES = {"fp32": np.float32, "fp64": np.float64, "bf16": np.float32}
+DTYPES = {"fp32": np.float32, "fp64": np.float64, "tf32": np.float32, "bf16": np.float32}
 SCALE, KL_SCALE = 0.125, 0.3
 
 
@@ -242,12 +242,12 @@ def named(hidden: tuple[Array, ...]) -> dict[str, Array]:
 
 
 @cache
-def expected_of(case: Case, operation: str, *, bf16: bool) -> dict[str, Array]:
-    """Outputs of an operation by the case's truth, or by that of bf16 mode."""
+def expected_of(case: Case, operation: str, *, operands: str | None) -> dict[str, Array]:
+    """Outputs of an operation by the case's truth, or by that of a mode of reduced precision."""
     values = [inputs_of(case)[name] for name in OPERATIONS[operation]]
-    if case.truth == "naive" and not bf16:
+    if case.truth == "naive" and operands is None:
         return NaiveOperations(case.network).run(operation, *values)
-    engine: Any = bfloat16 if bf16 else backends.load("reference")
+    engine: Any = reduced.ReducedEngine(operands) if operands else backends.load("reference")
     truth = PlanOperations(engine, case.network, rows=case.rows, draws=case.draws, precision="fp64")
     return truth.run(operation, *values)
 
@@ -261,7 +261,8 @@ def test_operation(engine: Engine, case: Case, operation: str) -> None:
             continue  # it is the truth here
         plan = PlanOperations(engine, case.network, rows=case.rows, draws=case.draws, precision=precision)
         actual = plan.run(operation, *values)
-        for name, expected in expected_of(case, operation, bf16=precision == "bf16").items():
+        operands = precision if precision in reduced.FORMATS else None
+        for name, expected in expected_of(case, operation, operands=operands).items():
             assert_close(name.split("[")[0], precision, actual[name], expected, label=f"{operation}: {name}")
 
 

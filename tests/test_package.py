@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import venv
+import zipfile
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -70,6 +71,8 @@ def test_wheel_installs_in_a_clean_environment(tmp_path: Path, backend: str) -> 
         pytest.skip("the build's own requirements cannot be downloaded here")
     assert built.returncode == 0, built.stderr[-4000:]
     (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {"fastvae/kernels/cuda/dense.cu", "fastvae/kernels/cuda/ptx.cuh"} <= set(names)
     venv.create(tmp_path / "clean", with_pip=True)
     python = tmp_path / "clean" / "bin" / "python"
     run(python, "-m", "pip", "install", "--quiet", wheel, cwd=tmp_path)

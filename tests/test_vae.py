@@ -6,6 +6,7 @@ import copy
 import inspect
 import os
 import pickle
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -527,20 +528,25 @@ def test_resume_refuses_another_batch_size_and_takes_another_learning_rate() -> 
     np.testing.assert_array_equal(model.params_, before)
 
 
-@pytest.mark.parametrize(("missing", "taken"), [(["cpp"], "numba"), (["cpp", "numba"], "reference")])
+@pytest.mark.parametrize(("missing", "taken"), [([], "cpp"), (["cpp"], "numba"), (["cpp", "numba"], "reference")])
 def test_auto_warns_once_of_what_it_passes_over(
-    monkeypatch: pytest.MonkeyPatch, missing: list[str], taken: str
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, missing: list[str], taken: str
 ) -> None:
+    """Of a missing CUDA device, which is no fault of the install, it only logs."""
     if reason := backends.unavailable(taken):
         pytest.skip(reason)
-    for name in missing:
+    for name in ["cuda", *missing]:
         monkeypatch.setitem(backends._MODULES, name, "fastvae.not_built")
     backends._warn_once.cache_clear()
 
-    with pytest.warns(UserWarning, match=rf"cannot be imported .*; taking the backend '{taken}'") as caught:
+    with warnings.catch_warnings(record=True) as caught, caplog.at_level("INFO", logger="fastvae"):
+        warnings.simplefilter("always")
         assert [backends.resolve() for _ in range(3)] == [taken] * 3
 
     assert [str(warning.message).split("'")[1] for warning in caught] == missing
+    assert all(f"; taking the backend '{taken}'" in str(warning.message) for warning in caught)
+    assert "backend 'cuda' cannot be imported" in caplog.text
+    assert "pip install 'fastvae[cuda13]'" in caplog.text
 
 
 def clone_state(model: VAE) -> VAE:

@@ -25,7 +25,9 @@ def info(as_json: bool) -> None:
         return
     rows: list[tuple[str, Any]] = [(name, value) for name, value in values.items() if name != "backends"]
     for name, state in values["backends"].items():
-        rows.append((f"backend {name}", state["reason"] or f"available ({', '.join(state['precisions'])})"))
+        place = f" on {state['isa']}" if state["isa"] else ""
+        available = f"available{place} ({', '.join(state['precisions'])})"
+        rows.append((f"backend {name}", state["reason"] or available))
     print_table(rows)
 
 
@@ -37,7 +39,6 @@ def _collect() -> dict[str, Any]:
     from fastvae.data import data_folder
 
     states: dict[str, Any] = {}
-    levels = []
     for name in backends.NAMES:
         reason = backends.unavailable(name)
         engine = None if reason else backends.load(name)
@@ -47,14 +48,14 @@ def _collect() -> dict[str, Any]:
             "precisions": list(engine.PRECISIONS) if engine else [],
             "isa": backends.isa_level(engine) if engine else None,
         }
-        levels.append(states[name]["isa"])
     return {
         "version": __version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
         "platform": platform.platform(),
         "default_backend": backends.resolve(),
-        "isa": next((level for level in levels if level), None),
+        "device": states["cuda"]["isa"],
+        "isa": next((state["isa"] for name, state in states.items() if state["isa"] and name != "cuda"), None),
         "threads": backends.default_threads(),
         "data_folder": str(data_folder()),
         "cache_folder": user_cache_dir("fastvae"),

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,6 +19,7 @@ from fastvae.kernels.numba_cpu.phases import Chain, Layer, Matrix, Work
 from fastvae.kernels.numba_cpu.sparse import SCRATCH, Nonzeros
 from fastvae.kernels.numba_cpu.thread_pool import run_team
 from fastvae.kernels.numba_cpu.train_steps import Training, train_steps
+from fastvae.kernels.turn import Turn
 from fastvae.network import Dense, Network
 from fastvae.optimizer import Optimizer
 
@@ -92,7 +89,7 @@ class NumbaPlan(CheckedPlan):
             scratch=memory.words(self.n_threads * stride),
             stride=stride,
         )
-        self._lock, self._inside, self._process = threading.Lock(), set[int](), os.getpid()
+        self._turn = Turn()
 
     def _chain(self, layers: tuple[Dense, ...], rows: int, *, input_gradient: bool) -> Chain:
         memory, table = self._memory, []
@@ -140,25 +137,8 @@ class NumbaPlan(CheckedPlan):
             column_count=words(data_dim, np.int32),
         )
 
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """One call at a time; a signal handler's own call on this plan is an error, not a deadlock."""
-        if self._process != os.getpid():  # a forked child: whoever held the lock is not here
-            self._lock, self._inside, self._process = threading.Lock(), set(), os.getpid()
-        me = threading.get_ident()
-        if me in self._inside:
-            raise RuntimeError(
-                "this plan is in use by the call that was interrupted: use another plan in signal handlers"
-            )
-        self._inside.add(me)
-        try:
-            with self._lock:
-                yield
-        finally:
-            self._inside.discard(me)
-
     def _run(self, function: Any, *arguments: Any) -> None:
-        with self._turn():
+        with self._turn:
             run_team(self.n_threads, function, *arguments)
 
     def gather(self, *, data: Any, index: Array, scale: float, binarize: str, seed: int, step: int, x: Array) -> None:

@@ -1,0 +1,74 @@
+// Types, the state of the fused loop, and reductions. Header-free: NVRTC ships no standard headers.
+//
+// Everything that is an instruction of the GPU rather than C++ lies in ptx.cuh behind small functions. The tests
+// compile the same kernels for the CPU with FASTVAE_HOST and host.hpp in its place.
+#pragma once
+
+typedef unsigned char u8;
+typedef unsigned int u32;
+typedef long long i64;
+typedef unsigned long long u64;
+
+#define FP32 0
+#define TF32 1
+#define BF16 2
+
+#ifdef FASTVAE_HOST
+#include "host.hpp"
+#else
+#include "ptx.cuh"
+#endif
+
+enum Activation { ACTIVATION_NONE, ACTIVATION_TANH, ACTIVATION_RELU, ACTIVATION_SOFTPLUS, ACTIVATION_SIGMOID };
+enum Rule { RULE_ADAGRAD, RULE_ADAM, RULE_SGD, RULE_HOLD };  // HOLD gathers Adagrad's squares and moves nothing
+enum Stream { STREAM_LATENT = 0, STREAM_BINARIZE = 1, STREAM_BINARIZE_FIXED = 2 };  // fastvae/rng.py has the list
+
+// Constants of one optimizer step, worked out by the caller; gain = 1 - beta, not rounded twice.
+struct Update {
+  int rule;
+  float rate, momentum, beta1, gain1, beta2, gain2, root_scale, epsilon, decay;
+};
+
+// Constants of one step of the fused loop: its number since training began, the KL divergence's weight / M.
+struct Step {
+  u64 number;
+  float kl_scale;
+  Update update;
+};
+
+// Where the fused loop stands, in device memory. Of a step, the phases up to the likelihood read `step`; `statistics`
+// decides whether it is to be completed and copies its constants; the phases behind read those. latent_backward then
+// counts it. So no word is written by a kernel that another block of it reads.
+struct Loop {
+  i64 step, limit;  // of this call, from 0; the steps that may be made
+  u64 first;        // number of step 0
+  int complete;
+  Step now;
+};
+
+DEVICE bool forward_is_over(const Loop* loop) { return loop && loop->step >= loop->limit; }
+DEVICE bool backward_is_over(const Loop* loop) { return loop && !loop->complete; }
+
+// Rows of ld floats. In the engine's own memory ld is a multiple of 16 and columns beyond the width are zero.
+struct Matrix {
+  float* p;
+  i64 ld;
+};
+
+template <typename T>
+DEVICE T warp_sum(T v) {
+  for (int distance = 16; distance; distance /= 2) v += shuffle_xor(v, distance);
+  return v;
+}
+
+// The sum over a block, the same bits in every thread. `scratch` holds 32 of them.
+template <typename T>
+DEVICE T block_sum(T v, T* scratch) {
+  v = warp_sum(v);
+  block_barrier();  // scratch may still be read from the sum before
+  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = v;
+  block_barrier();
+  T total = 0;
+  for (int warp = 0; warp < static_cast<int>(blockDim.x + 31) / 32; ++warp) total += scratch[warp];
+  return total;
+}

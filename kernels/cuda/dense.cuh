@@ -1,0 +1,25 @@
+// The gradient of an affine layer's input, by tiles: dx = dy W^T f'(h).
+#pragma once
+#include "functions.cuh"
+#include "product.cuh"
+
+struct InputGradient {
+  Matrix dy, w, h, dx;  // h.p null where the input is no hidden layer
+  int rows, fan_in, fan_out, activation;
+  const Loop* loop;
+};
+
+// One tile of dx.
+template <int BM, int BN, int THREADS>
+DEVICE void input_gradient_tile(const InputGradient& args, int tile, float* shared) {
+  const Place place = tile_place<BM, BN>(tile, args.fan_in);
+  const int i0 = place.i, j0 = place.j;
+  Product<BM, BN, THREADS, true, true> product;
+  product.run(shared, {args.dy.p, args.dy.ld, args.rows}, {args.w.p, args.w.ld, args.fan_in}, args.fan_out, i0, j0,
+              [](const auto&, const auto&) {});
+  product.each([&](int i, int j, float c) {
+    if (i0 + i >= args.rows || j0 + j >= args.fan_in) return;
+    float f = args.h.p ? slope(args.activation, rounded(args.h.p[(i0 + i) * args.h.ld + j0 + j])) : 1.0f;
+    args.dx.p[(i0 + i) * args.dx.ld + j0 + j] = c * f;
+  });
+}

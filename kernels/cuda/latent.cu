@@ -1,0 +1,65 @@
+// The sample, the KL divergence, and the gradients of both to mu and logvar.
+//
+//   z = mu + exp(logvar / 2) eps (section 2.4); kl = -1/2 sum_j (1 + logvar - mu^2 - exp(logvar)) (appendix B)
+//   dmu = sum_l dz - s mu; dlogvar = 1/2 (exp(logvar / 2) sum_l dz eps - s (exp(logvar) - 1))
+//
+// mu, logvar, dmu, dlogvar (M, J); eps [L][M][J]; z and dz have row l * M + m. Forward keeps eps where it draws it.
+// Grid: one warp per row of M.
+#include "functions.cuh"
+#include "philox.cuh"
+
+struct Latent {
+  Matrix mu, logvar;
+  float* eps;
+  Matrix z;
+  float* kl;
+  Matrix dz, dmu, dlogvar;
+  int draws, rows, latent_dim;
+  float kl_scale;
+  u64 seed;
+  Loop* loop;  // null outside the fused loop; within it forward draws eps and backward reads the step's kl_scale
+};
+
+constexpr int ROWS_PER_BLOCK = 4;
+
+KERNEL(latent_forward, 32 * ROWS_PER_BLOCK, Latent) {
+  if (forward_is_over(args.loop)) return;
+  const int m = blockIdx.x * ROWS_PER_BLOCK + threadIdx.x / 32, n = args.latent_dim;
+  if (m >= args.rows) return;
+  const u64 step = args.loop ? args.loop->first + args.loop->step : 0;
+  float twice_kl = 0.0f;
+  for (int j = threadIdx.x % 32; j < n; j += 32) {
+    float mu = args.mu.p[m * args.mu.ld + j], v = args.logvar.p[m * args.logvar.ld + j];
+    float sd = expf(0.5f * v);
+    twice_kl += mu * mu + exp_minus_1_minus(v, expf(v));
+    for (int l = 0; l < args.draws; ++l) {
+      i64 row = static_cast<i64>(l) * args.rows + m, element = row * n + j;
+      float eps = args.loop ? normal_at(args.seed, step, STREAM_LATENT, element) : args.eps[element];
+      if (args.loop) args.eps[element] = eps;
+      args.z.p[row * args.z.ld + j] = mu + sd * eps;
+    }
+  }
+  twice_kl = warp_sum(twice_kl);
+  if (threadIdx.x % 32 == 0) args.kl[m] = 0.5f * twice_kl;
+}
+
+KERNEL(latent_backward, 32 * ROWS_PER_BLOCK, Latent) {
+  if (backward_is_over(args.loop)) return;
+  if (args.loop && blockIdx.x == 0 && threadIdx.x == 0) args.loop->step += 1;
+  const int m = blockIdx.x * ROWS_PER_BLOCK + threadIdx.x / 32, n = args.latent_dim;
+  if (m >= args.rows) return;
+  const float kl_scale = args.loop ? args.loop->now.kl_scale : args.kl_scale;
+  for (int j = threadIdx.x % 32; j < n; j += 32) {
+    float mu = args.mu.p[m * args.mu.ld + j], v = args.logvar.p[m * args.logvar.ld + j];
+    float dz_sum = 0.0f, dz_eps = 0.0f;
+    for (int l = 0; l < args.draws; ++l) {
+      i64 row = static_cast<i64>(l) * args.rows + m;
+      float dz = args.dz.p[row * args.dz.ld + j];
+      dz_sum += dz;
+      dz_eps += dz * args.eps[row * n + j];
+    }
+    float expm1 = exp_minus_1_minus(v, expf(v)) + v;
+    args.dmu.p[m * args.dmu.ld + j] = dz_sum - kl_scale * mu;
+    args.dlogvar.p[m * args.dlogvar.ld + j] = 0.5f * (expf(0.5f * v) * dz_eps - kl_scale * expm1);
+  }
+}

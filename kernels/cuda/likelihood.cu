@@ -1,0 +1,76 @@
+// log p(x|z) and its gradient from the decoder's heads in one pass, row by row.
+//
+//   bernoulli: sum_d x a - max(a, 0) - log1p(exp(-|a|)); gradient x - sigmoid(a)
+//   gaussian:  -1/2 sum_d log(2 pi) + logvar + (x - mean)^2 / exp(logvar), logvar = floor + softplus(s - floor)
+//
+// x (M, D); out and dout (R, D) or (R, 2 D), row r belongs to x[r % M]; log_px (R,).
+#include "likelihood.cuh"
+#include "statistics.cuh"
+
+struct Likelihood {
+  Density density;
+  Matrix x, out, dout;  // dout.p null where no gradient is asked for
+  float* log_px;
+  float scale;
+  int x_rows;
+  const Loop* loop;
+};
+
+// Grid: one block per row of out.
+KERNEL(likelihood, 256, Likelihood) {
+  SHARED_FLOATS(scratch);
+  if (forward_is_over(args.loop)) return;
+  const int r = blockIdx.x;
+  const float *x = args.x.p + r % args.x_rows * args.x.ld, *out = args.out.p + r * args.out.ld;
+  float* dout = args.dout.p ? args.dout.p + r * args.dout.ld : nullptr;
+  float sum = 0.0f;
+  const int n = args.density.data_dim;
+  for (int d = threadIdx.x; d < n; d += 256) {
+    Point p = args.density.gaussian ? gaussian(args.density, x[d], out[d], out[n + d]) : bernoulli(x[d], out[d]);
+    sum += p.log_px;
+    if (dout) dout[d] = args.scale * p.dfirst;
+    if (dout && args.density.gaussian) dout[n + d] = args.scale * p.dsecond;
+  }
+  sum = block_sum(sum, scratch);
+  if (threadIdx.x == 0) args.log_px[r] = sum;
+}
+
+struct Mean {
+  Density density;
+  Matrix out, mean;
+};
+
+// Grid: one block per row.
+KERNEL(likelihood_mean, 256, Mean) {
+  const float* out = args.out.p + blockIdx.x * args.out.ld;
+  float* mean = args.mean.p + blockIdx.x * args.mean.ld;
+  for (int d = threadIdx.x; d < args.density.data_dim; d += 256)
+    mean[d] = args.density.identity_mean ? out[d] : sigmoid(out[d]);
+}
+
+struct Prior {
+  Matrix z, dz;  // dz.p null where no gradient is asked for
+  float* log_pxz;
+  int rows, latent_dim;
+};
+
+// log p(x|z) becomes log p(x, z): adds log N(z; 0, I) = -1/2 sum_j log(2 pi) + z_j^2, and -z to the gradient.
+// Grid: one warp per row.
+KERNEL(add_prior, 128, Prior) {
+  const int r = blockIdx.x * 4 + threadIdx.x / 32;
+  if (r >= args.rows) return;
+  float twice = 0.0f;
+  for (int j = threadIdx.x % 32; j < args.latent_dim; j += 32) {
+    float z = args.z.p[r * args.z.ld + j];
+    twice += LOG_TWO_PI + z * z;
+    if (args.dz.p) args.dz.p[r * args.dz.ld + j] -= z;
+  }
+  twice = warp_sum(twice);
+  if (threadIdx.x % 32 == 0) args.log_pxz[r] -= 0.5f * twice;
+}
+
+// Grid: one block.
+KERNEL(statistics, 256, Statistics) {
+  SHARED_FLOATS(scratch);
+  sum_statistics<256>(args, scratch);
+}

@@ -1,0 +1,16 @@
+// The rules of fastvae/optimizer.py on one parameter: ascent with g - decay * w. s1 is Adam's alone.
+#pragma once
+#include "common.cuh"
+
+DEVICE float updated(const Update& u, float w, float g, float& s0, float& s1) {
+  g -= u.decay * w;
+  switch (u.rule) {
+    case RULE_ADAGRAD: s0 += g * g; return w + u.rate * g * reciprocal_root(s0 + u.epsilon);
+    case RULE_HOLD: s0 += g * g; return w;
+    case RULE_ADAM:
+      s0 = u.beta1 * s0 + u.gain1 * g;
+      s1 = u.beta2 * s1 + u.gain2 * (g * g);
+      return w + u.rate * s0 / (sqrtf(s1) * u.root_scale + u.epsilon);
+    default: s0 = u.momentum * s0 + g; return w + u.rate * s0;
+  }
+}

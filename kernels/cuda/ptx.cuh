@@ -1,0 +1,63 @@
+// The GPU's own instructions, sm_80 and newer, each behind a small function. tests/cuda_host/host.hpp has their twins.
+#pragma once
+
+#define DEVICE __device__ __forceinline__
+#define UNROLL _Pragma("unroll")
+#define KERNEL(name, threads, Arguments) \
+  extern "C" __global__ void __launch_bounds__(threads, 1) name(const __grid_constant__ Arguments args)
+#define SHARED_FLOATS(name) extern __shared__ __align__(16) float name[]
+
+DEVICE void block_barrier() { __syncthreads(); }
+template <typename T>
+DEVICE T shuffle_xor(T v, int lane_mask) {
+  return __shfl_xor_sync(0xffffffffu, v, lane_mask);
+}
+DEVICE u32 bits(float v) { return __float_as_uint(v); }
+DEVICE float from_bits(u32 v) { return __uint_as_float(v); }
+DEVICE u32 multiply_high(u32 a, u32 b) { return __umulhi(a, b); }
+DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+DEVICE float reciprocal_root(float v) { return rsqrtf(v); }
+DEVICE bool is_finite(double v) { return isfinite(v); }
+
+// Copy 16 bytes to shared memory in the background, or zeros when not `valid`.
+DEVICE void copy_async(float* shared, const float* from, bool valid) {
+  asm volatile(
+      "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<u32>(__cvta_generic_to_shared(shared))),
+      "l"(from), "r"(valid ? 16 : 0)
+      : "memory");
+}
+DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Wait until at most `pending` groups of this thread's copies are under way.
+template <int pending>
+DEVICE void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+}
+
+// Round to 10 bits of mantissa, ties away from zero; the result in the bits that mma reads.
+DEVICE u32 to_tf32(float v) {
+  u32 rounded;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(v));
+  return rounded;
+}
+// Two bfloat16, rounded to nearest even, the first in the lower half.
+DEVICE u32 to_bf16_pair(float low, float high) {
+  u32 pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
+// d += a b on a warp. With g = lane / 4 and t = lane % 4: a[0] is row g, a[1] row g + 8, of columns t (tf32), or 2t and
+// 2t + 1 (bf16); a[2] and a[3] the same 4 (8) columns to the right. b[0] and b[1] likewise for column g of b. d[0] and
+// d[1] are row g, columns 2t and 2t + 1; d[2] and d[3] row g + 8.
+DEVICE void mma_tf32(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+DEVICE void mma_bf16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}

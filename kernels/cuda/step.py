@@ -1,0 +1,177 @@
+"""One step of Algorithm 1 as launches: every step's are the same, see `train_steps`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from fastvae.kernels.cuda import dense, phases
+from fastvae.kernels.cuda.dense import Gradient, Layer
+from fastvae.kernels.cuda.gather import Dataset, gather
+from fastvae.kernels.cuda.latent import Latent, latent_backward, latent_forward
+from fastvae.kernels.cuda.launch import NOWHERE, Launch, Matrix
+from fastvae.kernels.cuda.likelihood import Statistics, likelihood
+from fastvae.kernels.cuda.workspace import Workspace, backward, inputs
+from fastvae.network import Network
+
+__all__ = ["Step", "Tables"]
+
+
+class Tables(NamedTuple):
+    """Addresses of what the steps of one call read and write."""
+
+    loop: int
+    steps: int
+    order: int
+    stats: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step on device memory; M is `rows`.
+
+    Where they fit, the phases of ``phases.cu`` stand for several operations at once: a step of the paper's network is
+    six launches.
+    """
+
+    network: Network
+    work: Workspace
+    slots: Sequence[Sequence[Matrix]]  # of the optimizer's state, laid out as the layers' w
+    terms: int  # address of log p(x|z) in parts
+    tables: Tables
+    precision: str
+    draws: int
+    data: Dataset
+    index: int  # address of the rows in `data`; tables.order has their numbers
+    rows: int
+    n_slots: int
+    scale: float
+    binarize: str
+    seed: int
+
+    def launches(self) -> Iterator[Launch]:
+        """Gather, encode, sample, decode, compare; back again; and update."""
+        encoder, decoder, all_rows = self.work.encoder, self.work.decoder, self.draws * self.rows
+        # how many layers the first launch does, and how many of the decoder the launch does that samples
+        first = int(len(encoder) > 1 and phases.first_layer_fits(self.data, encoder[0], self.rows))
+        together = int(phases.sample_fits(encoder, decoder, self.rows, self.draws))
+        sides = {"heads": encoder[-1], "below": encoder[-2], "above": decoder[0]} if together else {}
+
+        yield self._first_layer() if first else self._gather()
+        yield from self._forward(encoder[first:-1], inputs(encoder, self.work.x)[first:], self.rows)
+        if together:
+            yield phases.sample_rows(self._sample, activation=self.network.activation, **sides)
+        else:
+            yield from self._forward(encoder[-1:], inputs(encoder, self.work.x)[-1:], self.rows)
+            yield latent_forward(self._sample)
+        yield from self._forward(decoder[together:-1], inputs(decoder, self.work.z)[together:], all_rows)
+        yield from self._compare()
+
+        yield self._output_backward()
+        yield from backward(decoder[:-1], all_rows, activation=self.network.activation, **self._plain)
+        if together:
+            yield phases.sample_backward(self._sample, activation=self.network.activation, **sides)
+        else:
+            if len(decoder) > 1:
+                yield dense.input_gradient(decoder[0], self.work.dz, all_rows, **self._plain)
+            yield latent_backward(self._sample)
+        rest = encoder[:-1] if together else encoder
+        yield from backward(rest, self.rows, activation=self.network.activation, **self._plain)
+        yield from dense.weight_gradients(self._gradients(), **self._plain)
+
+    @property
+    def _plain(self) -> dict[str, Any]:
+        return {"precision": self.precision, "loop": self.tables.loop}
+
+    @property
+    def _sample(self) -> Latent:
+        work, latent_dim = self.work, self.network.latent_dim
+        heads, dheads = work.encoder[-1].y, work.encoder[-1].dy
+        return Latent(
+            mu=heads,
+            logvar=heads.columns_from(latent_dim),
+            eps=work.eps,
+            draws=self.draws,
+            rows=self.rows,
+            latent_dim=latent_dim,
+            z=work.z,
+            kl=work.kl,
+            dz=work.dz,
+            dmu=dheads,
+            dlogvar=dheads.columns_from(latent_dim),
+            seed=self.seed,
+            loop=self.tables.loop,
+        )
+
+    def _gather(self) -> Launch:
+        constants: dict[str, Any] = {"scale": self.scale, "binarize": self.binarize, "seed": self.seed}
+        places: dict[str, Any] = {"index": self.index, "numbers": self.tables.order, "x": self.work.x}
+        return gather(self.data, rows=self.rows, loop=self.tables.loop, **places, **constants)
+
+    def _first_layer(self) -> Launch:
+        return phases.first_layer(
+            self.data,
+            self.work.encoder[0],
+            index=self.index,
+            numbers=self.tables.order,
+            x=self.work.x,
+            rows=self.rows,
+            scale=self.scale,
+            binarize=self.binarize,
+            seed=self.seed,
+            activation=self.network.activation,
+            loop=self.tables.loop,
+        )
+
+    def _forward(self, layers: Sequence[Layer], xs: Sequence[Matrix], rows: int) -> Iterator[Launch]:
+        last = (self.work.encoder[-1], self.work.decoder[-1])
+        for layer, x in zip(layers, xs, strict=False):
+            yield dense.forward(
+                layer, x, rows, activation="none" if layer in last else self.network.activation, **self._plain
+            )
+
+    def _compare(self) -> Iterator[Launch]:
+        """The decoder's heads and the likelihood."""
+        work, all_rows, layer = self.work, self.draws * self.rows, self.work.decoder[-1]
+        h = inputs(work.decoder, work.z)[-1]
+        shared: dict[str, Any] = {"x": work.x, "x_rows": self.rows, "rows": all_rows, "scale": 1 / all_rows}
+        shared |= {"log_px": self.terms, "loop": self.tables.loop}
+        if phases.output_layer_fits(self.network):
+            yield phases.output_layer(self.network, layer, h=h, precision=self.precision, **shared)
+        else:
+            yield from self._forward([layer], [h], all_rows)
+            yield likelihood(self.network, out=layer.y, dout=layer.dy, **shared)
+
+    def _output_backward(self) -> Launch:
+        """Gradient below the decoder's heads, and the statistics."""
+        work, all_rows = self.work, self.draws * self.rows
+        parts = phases.output_tiles(self.network, all_rows) if phases.output_layer_fits(self.network) else 1
+        statistics = Statistics(
+            log_px=self.terms,
+            kl=work.kl,
+            stats=self.tables.stats,
+            steps=self.tables.steps,
+            terms=parts * all_rows,
+            all_rows=all_rows,
+            rows=self.rows,
+            loop=self.tables.loop,
+        )
+        below = work.decoder[-2] if len(work.decoder) > 1 else None
+        return phases.output_backward(
+            work.decoder[-1],
+            below.dy if below else work.dz,
+            all_rows,
+            statistics,
+            h=below.y if below else NOWHERE,
+            activation=self.network.activation,
+            precision=self.precision,
+        )
+
+    def _gradients(self) -> Iterator[Gradient]:
+        work = self.work
+        encoder = zip(work.encoder, inputs(work.encoder, work.x), strict=True)
+        decoder = zip(work.decoder, inputs(work.decoder, work.z), strict=True)
+        sides = [(*pair, self.rows) for pair in encoder] + [(*pair, self.draws * self.rows) for pair in decoder]
+        for (layer, x, rows), s0, s1 in zip(sides, *self.slots, strict=True):
+            yield Gradient(layer, x, rows, state=(s0.p, s1.p if self.n_slots > 1 else 0))

@@ -1,0 +1,231 @@
+"""A stand-in for CuPy, as much of it as ``kernels/cuda/device.py`` uses, on the CPU: kernels run as on `HostDevice`.
+
+It keeps some of CuPy's rules: a kernel may have 48 KB of shared memory unless it has asked for more; what a capture
+records runs when its graph is launched, and nothing else may happen on the stream meanwhile.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from cuda_host.device import PRECISIONS, HostBuffer, HostDevice, HostGraph
+from fastvae.kernels.cuda.launch import Launch
+
+__all__ = ["installed"]
+
+DEVICE = HostDevice()
+
+
+class CUDARuntimeError(RuntimeError):
+    """As CuPy's."""
+
+
+class CUDADriverError(RuntimeError):
+    """As CuPy's."""
+
+
+class CompileException(Exception):  # noqa: N818
+    """As CuPy's."""
+
+
+class OutOfMemoryError(MemoryError):
+    """As CuPy's."""
+
+
+class Runtime(ModuleType):
+    """``cupy.cuda.runtime`` of one device; the attributes are what a test may turn."""
+
+    CUDARuntimeError = CUDARuntimeError
+    memcpyHostToDevice, memcpyDeviceToHost = 1, 2  # noqa: N815
+    driver_version, devices, capability, free = 13000, 1, (9, 0), 2**30
+
+    def driverGetVersion(self) -> int:  # noqa: N802
+        return self.driver_version
+
+    def runtimeGetVersion(self) -> int:  # noqa: N802
+        return 13000
+
+    def getDeviceCount(self) -> int:  # noqa: N802
+        if not self.devices:
+            raise CUDARuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
+        return self.devices
+
+    def getDeviceProperties(self, device: int) -> dict[str, Any]:  # noqa: N802
+        return {"name": b"Stand-in", "major": self.capability[0], "minor": self.capability[1]}
+
+    def memGetInfo(self) -> tuple[int, int]:  # noqa: N802
+        return self.free, 2**30
+
+    def memcpyAsync(self, to: int, source: int, size: int, kind: int, stream: int) -> None:  # noqa: N802
+        assert kind in (1, 2)
+        assert not Stream.by_handle[stream].capturing, "a copy between host and device within a capture"
+        ctypes.memmove(to, source, size)
+
+    def eventRecord(self, event: int, stream: int) -> None:  # noqa: N802
+        Stream.seen.append(("record", stream))
+
+    def streamWaitEvent(self, stream: int, event: int) -> None:  # noqa: N802
+        Stream.seen.append(("wait", stream))
+
+
+class Device:
+    """``cupy.cuda.Device``."""
+
+    id = 0
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+
+class Event:
+    """``cupy.cuda.Event``."""
+
+    ptr = 1
+
+    def __init__(self, *, disable_timing: bool) -> None:
+        assert disable_timing
+
+
+class Graph:
+    """``cupy.cuda.Graph``."""
+
+    def __init__(self, nodes: list[HostGraph]) -> None:
+        self.nodes = nodes
+
+    def launch(self, stream: Stream) -> None:
+        for node in self.nodes:
+            node.launch()
+
+
+class Stream:
+    """``cupy.cuda.Stream``."""
+
+    null: Stream
+    current: Stream
+    by_handle: dict[int, Stream] = {}  # noqa: RUF012
+    seen: list[tuple[str, int]] = []  # noqa: RUF012
+
+    def __init__(self, *, non_blocking: bool) -> None:
+        self.ptr = 1000 + len(self.by_handle) if non_blocking else 0
+        self.by_handle[self.ptr], self.capturing, self.nodes = self, False, list[HostGraph]()
+
+    def __enter__(self) -> Stream:
+        self.before, Stream.current = Stream.current, self
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        Stream.current = self.before
+
+    def synchronize(self) -> None:
+        assert not self.capturing
+
+    def record(self, event: Event) -> Event:
+        return event
+
+    def wait_event(self, event: Event) -> None:
+        pass
+
+    def begin_capture(self) -> None:
+        self.capturing, self.nodes = True, []
+
+    def end_capture(self) -> Graph:
+        self.capturing = False
+        return Graph(self.nodes)
+
+
+class RawKernel:
+    """``cupy.RawKernel`` out of a module."""
+
+    num_regs, max_dynamic_shared_size_bytes = 32, 48 * 1024
+
+    def __init__(self, name: str, precision: str) -> None:
+        self.name, self.precision = name, precision
+
+    def __call__(
+        self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], *, shared_mem: int
+    ) -> None:
+        if shared_mem > self.max_dynamic_shared_size_bytes:
+            raise CUDADriverError("CUDA_ERROR_INVALID_VALUE: invalid argument")
+        launch = Launch("", self.name, *grid, *block, args[0].copy(), shared_mem)  # type: ignore[misc]
+        node = HostGraph(DEVICE, [launch], self.precision)
+        if Stream.current.capturing:
+            Stream.current.nodes.append(node)
+        else:
+            node.launch()
+
+
+class RawModule:
+    """``cupy.RawModule``."""
+
+    def __init__(self, *, code: str, options: tuple[str, ...], backend: str) -> None:
+        macro = re.fullmatch(r"-std=c\+\+17 -DFASTVAE_PRECISION=(\d)", " ".join(options))
+        assert macro, options
+        assert backend == "nvrtc"
+        self.code, self.precision = code, PRECISIONS[int(macro[1])]
+
+    def get_function(self, name: str) -> RawKernel:
+        assert re.search(rf"^KERNEL\({name},", self.code, re.MULTILINE), f"no kernel {name} in this source"
+        return RawKernel(name, self.precision)
+
+
+class Pointer:
+    """``cupy.cuda.MemoryPointer``, with something in it."""
+
+    def __init__(self, size: int) -> None:
+        self.buffer = HostBuffer(size)
+        self.ptr = self.buffer.address
+        ctypes.memset(self.ptr, 0xFF, size)
+
+    def memset_async(self, value: int, size: int, stream: Stream) -> None:
+        assert size <= self.buffer.size
+        ctypes.memset(self.ptr, value, size)
+
+
+@contextmanager
+def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
+    """Let ``import cupy`` find this, and ``device.py`` be imported anew."""
+    cupy, cuda, runtime = ModuleType("cupy"), ModuleType("cupy.cuda"), Runtime("cupy.cuda.runtime")
+    cupy.cuda, cupy.RawModule = cuda, RawModule  # type: ignore[attr-defined]
+    cupy.from_dlpack = lambda value: value.shared  # type: ignore[attr-defined]
+    Stream.null = Stream.current = Stream(non_blocking=False)
+    Stream.seen.clear()
+
+    def alloc(size: int) -> Pointer:
+        assert Stream.current is not Stream.null, "memory of another stream"
+        if size > runtime.free:
+            raise OutOfMemoryError
+        return Pointer(size)
+
+    members = {
+        "runtime": runtime,
+        "Device": Device,
+        "Event": Event,
+        "Stream": Stream,
+        "alloc": alloc,
+        "alloc_pinned_memory": bytearray,
+        "get_current_stream": lambda device: Stream.current,
+        "driver": ModuleType("driver"),
+        "compiler": ModuleType("compiler"),
+        "memory": ModuleType("memory"),
+    }
+    for name, member in members.items():
+        setattr(cuda, name, member)
+    cuda.driver.CUDADriverError = CUDADriverError  # type: ignore[attr-defined]
+    cuda.compiler.CompileException = CompileException  # type: ignore[attr-defined]
+    cuda.memory.OutOfMemoryError = OutOfMemoryError  # type: ignore[attr-defined]
+    for module in (cupy, cuda, runtime):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.delitem(sys.modules, "fastvae.kernels.cuda.device", raising=False)
+    yield runtime
+    sys.modules.pop("fastvae.kernels.cuda.device", None)

@@ -1,0 +1,59 @@
+// Kernels with one fault each, which the scheduler must report.
+#include "common.cuh"
+
+struct Fault {
+  float* out;
+};
+
+KERNEL(barrier_of_half_the_threads, 64, Fault) {
+  if (threadIdx.x < 32) block_barrier();
+  args.out[threadIdx.x] = 0.0f;
+}
+
+KERNEL(two_barriers, 64, Fault) {
+  if (threadIdx.x < 32)
+    block_barrier();
+  else
+    block_barrier();
+  args.out[threadIdx.x] = 0.0f;
+}
+
+KERNEL(shuffle_of_half_a_warp, 32, Fault) {
+  if (threadIdx.x < 16) args.out[threadIdx.x] = shuffle_xor(1.0f, 1);
+}
+
+KERNEL(shuffle_of_a_short_warp, 48, Fault) { args.out[threadIdx.x] = shuffle_xor(1.0f, 1); }
+
+KERNEL(write_behind_shared_memory, 32, Fault) {
+  SHARED_FLOATS(shared);
+  shared[threadIdx.x + 1] = 0.0f;
+  args.out[threadIdx.x] = 0.0f;
+}
+
+KERNEL(write_behind_an_array, 32, Fault) { args.out[32 + threadIdx.x] = 0.0f; }
+
+KERNEL(copies_without_a_wait, 32, Fault) {
+  SHARED_FLOATS(shared);
+  copy_async(shared, args.out, true);
+  commit_copies();
+}
+
+// The last copies are still under way: what is read is not what was copied.
+KERNEL(read_before_a_copy, 32, Fault) {
+  SHARED_FLOATS(shared);
+  if (threadIdx.x < 8) copy_async(shared + 4 * threadIdx.x, args.out + 4 * threadIdx.x, true);
+  commit_copies();
+  wait_copies<1>();
+  block_barrier();
+  float early = shared[threadIdx.x];
+  block_barrier();
+  wait_copies<0>();
+  args.out[threadIdx.x] = early;
+}
+
+// Each thread reads its neighbour's number without a barrier: the order of the threads shows.
+KERNEL(missing_barrier, 64, Fault) {
+  SHARED_FLOATS(shared);
+  shared[threadIdx.x] = 1.0f;
+  args.out[threadIdx.x] = shared[(threadIdx.x + 1) % 64];
+}

@@ -1,0 +1,120 @@
+"""`CupyDevice` on a stand-in for CuPy: what it asks for, in which order, and what it says when it is refused."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import cuda_host
+import numpy as np
+import pytest
+from cuda_host import fake_cupy
+from test_cuda_host import OnDevice, Training
+
+from fastvae import backends
+from fastvae.errors import BackendError
+from fastvae.kernels import cuda
+from fastvae.network import Network
+
+pytestmark = pytest.mark.skipif(not cuda_host.compiler(), reason="no C++ compiler for the CUDA kernels' twin")
+NETWORK = Network(20, 2, (9,), (8,))
+SIZES: dict[str, Any] = {"rows": 8, "draws": 1, "n_threads": 1}
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_cupy.Runtime]:
+    """Replace CuPy."""
+    with fake_cupy.installed(monkeypatch) as fake:
+        yield fake
+
+
+@pytest.mark.parametrize("precision", cuda.PRECISIONS)
+def test_it_trains_to_the_bits_of_the_other_device(runtime: fake_cupy.Runtime, precision: str) -> None:
+    """Chunks of several graphs, kernels that ask for more shared memory, and steps behind the last."""
+    network = Network(784, 20, (70,), (60,))
+    expected, training = (Training(network, rows=8, steps=5) for _ in range(2))
+    expected.run(expected.plan(precision=precision))
+    training.run(cuda.plan(network, precision=precision, **SIZES))
+    assert training.bits() == expected.bits()
+    assert training.done[0] == 5
+
+
+def test_rows_without_room_on_the_device_are_copied_beside_the_steps(runtime: fake_cupy.Runtime) -> None:
+    expected, training = (Training(NETWORK, rows=8, steps=7) for _ in range(2))
+    for each in (expected, training):
+        each.data = np.tile(each.data, (100, 1))
+    runtime.free = training.data.nbytes - 1
+    training.run(cuda.plan(NETWORK, precision="fp32", **SIZES))
+    assert training.bits() == expected.run(expected.plan()).bits()
+
+
+def test_the_streams_of_the_caller_are_followed_and_led(runtime: fake_cupy.Runtime) -> None:
+    plan = cuda.plan(NETWORK, precision="fp32", **SIZES)
+    heads, mean = np.zeros((8, 20), np.float32), np.empty((8, 20), np.float32)
+    plan.likelihood_mean(out=heads, mean=mean)
+    assert fake_cupy.Stream.seen == []
+    with fake_cupy.Stream(non_blocking=True) as stream:
+        plan.likelihood_mean(out=OnDevice(heads, 7), mean=OnDevice(mean))  # type: ignore[arg-type]
+    streams = {0, 7, stream.ptr}
+    half = len(streams)
+    assert set(fake_cupy.Stream.seen[:half]) == {("record", handle) for handle in streams}
+    assert set(fake_cupy.Stream.seen[half:]) == {("wait", handle) for handle in streams}
+    np.testing.assert_array_equal(mean, np.float32(0.5))
+
+
+def test_noise_comes_from_a_device_too(runtime: fake_cupy.Runtime) -> None:
+    cuda._device_of_noise.cache_clear()
+    out, expected = np.empty((2, 9), np.float32)
+    cuda.normal(seed=1, step=2, stream=0, out=out)
+    cuda_host.normal(seed=1, step=2, stream=0, out=expected)
+    np.testing.assert_array_equal(out, expected)
+    cuda._device_of_noise.cache_clear()
+
+
+def test_what_is_there_is_named(runtime: fake_cupy.Runtime) -> None:
+    assert backends.unavailable("cuda") is None
+    assert backends.resolve("auto") == "cuda"
+    assert cuda.isa_level() == "Stand-in (sm_90)"
+
+
+@pytest.mark.parametrize(
+    ("turned", "message"),
+    [
+        ({"driver_version": 0}, "finds no NVIDIA driver: install one"),
+        ({"devices": 0}, r"cudaErrorNoDevice.*install a driver for CUDA 13, or .* pip install 'fastvae\[cuda12\]'"),
+        ({"capability": (7, 5)}, r"needs compute capability 8.0 or newer, and Stand-in has \(7, 5\)"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line(runtime: fake_cupy.Runtime, turned: dict[str, Any], message: str) -> None:
+    for name, value in turned.items():
+        setattr(runtime, name, value)
+    with pytest.raises(BackendError, match=rf"^backend 'cuda' .*{message}") as caught:
+        cuda.plan(NETWORK, precision="fp32", **SIZES)
+    assert "\n" not in str(caught.value)
+    assert backends.unavailable("cuda") == str(caught.value)
+
+
+def test_too_little_memory_says_how_much(runtime: fake_cupy.Runtime) -> None:
+    runtime.free = 2**20
+    expected = r"1 of 1024 MB free, too few for an array of \d+ MB, beside \d+ MB that this plan holds"
+    with pytest.raises(MemoryError, match=expected):
+        cuda.plan(Network(784, 20), precision="fp32", rows=1000, draws=1, n_threads=1)
+
+
+def test_a_failing_kernel_is_named_with_its_sizes(runtime: fake_cupy.Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise fake_cupy.CUDADriverError("CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access")
+
+    plan = cuda.plan(NETWORK, precision="fp32", **SIZES)
+    monkeypatch.setattr(fake_cupy.RawKernel, "__call__", fail)
+    with pytest.raises(RuntimeError, match=r"ILLEGAL_ADDRESS.*in or after: likelihood_mean\(.*data_dim=20\) on 8 bl"):
+        plan.likelihood_mean(out=np.zeros((8, 20), np.float32), mean=np.empty((8, 20), np.float32))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_is_refused(runtime: fake_cupy.Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, parent = cuda.plan(NETWORK, precision="fp32", **SIZES), os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: parent + 1)
+    with pytest.raises(BackendError, match="forked child"):
+        plan.likelihood_mean(out=np.zeros((8, 20), np.float32), mean=np.empty((8, 20), np.float32))

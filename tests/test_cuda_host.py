@@ -1,0 +1,310 @@
+"""The CUDA engine on the CPU: that its scheduler finds faults, and that no order of threads or blocks changes a bit."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+import cuda_host
+import numpy as np
+import pytest
+import scipy.sparse
+from cuda_host.device import HostBuffer, HostDevice, HostGraph
+
+from fastvae.kernels import Array
+from fastvae.kernels.cuda import phases
+from fastvae.kernels.cuda.launch import ADDRESS, Launch, struct
+from fastvae.kernels.cuda.plan import CudaPlan
+from fastvae.kernels.cuda.workspace import Memory
+from fastvae.network import Network, initialise
+from fastvae.optimizer import Optimizer
+
+pytestmark = pytest.mark.skipif(not cuda_host.compiler(), reason="no C++ compiler for the CUDA kernels' twin")
+
+
+def run_fault(kernel: str, threads: int, *, seed: int = 0) -> Array:
+    """Run a kernel of ``faults.cu`` on one block; return the 64 floats it is given, at first 0 to 63."""
+    device = HostDevice(seed)
+    memory, out = Memory(device), np.arange(64, dtype=np.float32)
+    at = memory.floats(64)
+    device.upload(at, out)
+    shared_bytes = 4 * max(32, threads)
+    device.run([Launch.of("faults", kernel, struct(out=ADDRESS), 1, threads, shared_bytes, out=at)], "fp32")
+    device.download(out, at)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("kernel", "threads", "message"),
+    [
+        ("barrier_of_half_the_threads", 64, "divergent threads: thread 0 waits at a barrier.* thread 32 has finished"),
+        ("two_barriers", 64, "divergent threads: thread 0 waits at a barrier.* thread 32 waits at a barrier"),
+        ("shuffle_of_half_a_warp", 32, "divergent threads: thread 0 waits in an operation of its warp"),
+        ("shuffle_of_a_short_warp", 48, "divergent threads: thread 0 has finished.* thread 32 waits in an operation"),
+        ("write_behind_shared_memory", 32, "shared memory is written out of bounds"),
+        ("copies_without_a_wait", 32, "a thread ends with asynchronous copies that it has not waited for"),
+        ("missing_barrier", 32, "arguments of 8 bytes and 32 threads, not 8 and 64"),
+    ],
+)
+def test_a_fault_is_reported(kernel: str, threads: int, message: str) -> None:
+    with pytest.raises(RuntimeError, match=rf"{kernel}\(\) on 1 blocks of {threads} threads: block 0: {message}"):
+        run_fault(kernel, threads)
+    np.testing.assert_array_equal(run_fault("missing_barrier", 64).shape, (64,))  # the scheduler goes on
+
+
+def test_a_write_between_arrays_is_reported() -> None:
+    device = HostDevice()
+    at = Memory(device)
+    out = at.bytes(64)
+    launch = Launch.of("faults", "write_behind_an_array", struct(out=ADDRESS), 1, 32, out=out + 256 - 128)
+    with pytest.raises(RuntimeError, match="wrote beyond an array of 256 bytes"):
+        device.run([launch], "fp32")
+
+
+def test_a_copy_that_is_not_waited_for_has_not_happened() -> None:
+    assert np.isnan(run_fault("read_before_a_copy", 32)[:32]).all()
+
+
+def test_a_missing_barrier_shows() -> None:
+    results = [run_fault("missing_barrier", 64, seed=seed) for seed in range(4)]
+    assert all(np.isnan(result).any() for result in results)
+    assert len({result.tobytes() for result in results}) > 1
+
+
+# --- the fused loop --------------------------------------------------------------------------------------------------
+
+
+class Training:
+    """Parameters, state and statistics of a few steps on synthetic rows."""
+
+    def __init__(self, network: Network, *, rows: int, steps: int = 3) -> None:
+        draw = np.random.default_rng(0)
+        self.network = network
+        self.data: Any = draw.integers(0, 256, (90, network.data_dim)).astype(np.uint8)
+        self.order = draw.integers(0, 90, (steps, rows))
+        self.params: Any = initialise(network, seed=2)
+        self.state: Any = np.zeros((2, network.layout.size), np.float32)
+        self.stats, self.done = np.zeros((steps, 2)), np.zeros(1, np.int64)
+
+    def plan(self, device: HostDevice | None = None, *, precision: str = "fp32", draws: int = 1) -> CudaPlan:
+        sizes: dict[str, Any] = {"rows": self.order.shape[1], "draws": draws, "precision": precision, "n_threads": 1}
+        return CudaPlan(self.network, device=device or HostDevice(), name="cuda-host", **sizes)
+
+    def run(self, plan: CudaPlan, *, binarize: str = "none", steps: int | None = None) -> Training:
+        plan.train_steps(
+            params=self.params,
+            state=self.state,
+            optimizer=Optimizer("adam"),
+            data=self.data,
+            order=self.order[:steps],
+            scale=1 / 255,
+            binarize=binarize,
+            seed=3,
+            step=0,
+            kl_weight=1.0,
+            kl_warmup=2,
+            decay=1e-3,
+            stats=self.stats[:steps],
+            done=self.done,
+        )
+        return self
+
+    def bits(self) -> bytes:
+        return bytes(self.params.tobytes() + self.state.tobytes() + self.stats.tobytes())
+
+
+NETWORKS = {
+    "bernoulli": (Network(131, 5, encoder_hidden=(67,), decoder_hidden=(33,)), 37, 1),
+    "gaussian": (Network(40, 3, (67, 9), (33,), activation="softplus", likelihood="gaussian"), 19, 2),
+}
+
+
+@pytest.mark.parametrize("precision", cuda_host.PRECISIONS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_order_of_threads_changes_a_bit(name: str, precision: str) -> None:
+    """Threads and blocks in orders of their own, launch by launch."""
+    network, rows, draws = NETWORKS[name]
+    results = set()
+    for seed in (0, 1000, 2000):
+        training = Training(network, rows=rows)
+        results.add(training.run(training.plan(HostDevice(seed), precision=precision, draws=draws)).bits())
+        assert training.done[0] == 3
+    assert len(results) == 1
+
+
+class RecordingDevice(HostDevice):
+    """Keeps the last graph's launches."""
+
+    recorded: Sequence[Launch] = ()
+
+    def graph(self, launches: Sequence[Launch], precision: str) -> HostGraph:
+        self.recorded = launches
+        return super().graph(launches, precision)
+
+
+def kernels_of_a_step(network: Network, *, sparse: bool = False) -> list[str]:
+    device, training = RecordingDevice(), Training(network, rows=4, steps=1)
+    training.data = scipy.sparse.csr_array(training.data) if sparse else training.data
+    training.run(training.plan(device))
+    return [launch.kernel.removesuffix("_small") for launch in device.recorded]
+
+
+def test_a_step_of_one_hidden_layer_is_six_launches() -> None:
+    middle = ["sample_rows", "bernoulli_layer", "output_backward", "sample_backward", "weight_gradients"]
+    assert kernels_of_a_step(Network(20, 2, (9,), (8,))) == ["first_layer", *middle]
+    assert kernels_of_a_step(Network(20, 2, (9,), (8,)), sparse=True) == ["gather", "forward", *middle]
+
+
+def test_a_step_without_hidden_layers_takes_the_plain_launches() -> None:
+    kernels = ["gather", "forward", "latent_forward", "forward", "likelihood", "output_backward", "latent_backward"]
+    network = Network(19, 2, (), (), likelihood="gaussian")
+    assert kernels_of_a_step(network) == [*kernels, "weight_gradients"]
+
+
+@pytest.mark.parametrize("binarize", ["none", "dynamic", "fixed", "shared"])
+@pytest.mark.parametrize("data_dim", [48, 131])
+def test_the_first_layer_gathers_as_the_operation_does(
+    monkeypatch: pytest.MonkeyPatch, data_dim: int, binarize: str
+) -> None:
+    """The same bits from bytes in shared memory, copied by sixteens and one by one, as from rows gathered before."""
+    network = Network(data_dim, 3, (40,), (20,))
+    fused = Training(network, rows=37)
+    fused.run(fused.plan(), binarize=binarize)
+    monkeypatch.setattr(phases, "first_layer_fits", lambda *_: False)
+    plain = Training(network, rows=37)
+    plain.run(plain.plan(), binarize=binarize)
+    assert fused.bits() == plain.bits()
+
+
+class SmallDevice(HostDevice):
+    """Has no room for an array of more than `limit` bytes."""
+
+    limit = 2**62
+
+    def zeros(self, size: int) -> HostBuffer:
+        if size > self.limit:
+            raise MemoryError("too small")
+        return super().zeros(size)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+@pytest.mark.parametrize(("rate", "binarize"), [(1e3, "none"), (1e9, "none"), (1e9, "fixed")])
+def test_rows_that_the_device_has_no_room_for_are_brought_graph_by_graph(
+    dtype: Any, rate: float, binarize: str
+) -> None:
+    """To the same bits, the number of a row in the dataset keying its noise as ever."""
+    network = Network(48, 3, (10,), (10,))
+    expected, training = (Training(network, rows=8, steps=7) for _ in range(2))
+    for each in (expected, training):
+        each.data = np.tile(each.data, (200, 1)).astype(dtype)
+        each.order += 90 * np.arange(7)[:, np.newaxis]
+    device = SmallDevice()
+    device.limit, device.rate = training.data.nbytes - 1, rate  # graphs of one step, and of four
+    plan = training.plan(device)
+    for _ in range(2):  # the second call finds what the first has left
+        training.run(plan, binarize=binarize)
+        expected.run(expected.plan(), binarize=binarize)
+        assert training.bits() == expected.bits()
+    sparse = Training(network, rows=8)
+    sparse.data = scipy.sparse.csr_array(training.data)
+    device.limit = 1000
+    with pytest.raises(MemoryError, match="too small"):
+        sparse.run(plan)
+
+
+def test_an_interrupt_leaves_a_whole_number_of_steps() -> None:
+    """Wherever it falls: `done` says how many, and parameters and state are those after as many."""
+
+    def expire(*_: Any) -> None:
+        raise TimeoutError
+
+    network = Network(30, 2, (16,), (16,))
+    previous = signal.signal(signal.SIGALRM, expire)
+    try:
+        for attempt in range(8):
+            training = Training(network, rows=8, steps=4000)
+            plan = training.plan()
+            signal.setitimer(signal.ITIMER_REAL, 0.02 + 0.013 * attempt)
+            with pytest.raises(TimeoutError):
+                training.run(plan)
+            n_done = int(training.done[0])
+            clean = Training(network, rows=8, steps=4000)
+            if n_done:
+                clean.run(clean.plan(), steps=n_done)
+            assert clean.bits() == training.bits()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+# --- arrays on the device --------------------------------------------------------------------------------------------
+
+
+class OnDevice:
+    """A NumPy array that says it lies on the device, as CuPy's and torch's do."""
+
+    def __init__(self, array: Array, stream: int | None = None) -> None:
+        self.array = array
+        described = array.__array_interface__
+        keys = ("shape", "typestr", "data", "strides")
+        self.__cuda_array_interface__ = {**{key: described[key] for key in keys}, "version": 3, "stream": stream}
+
+
+class ByDlpack:
+    """An array that offers DLPack alone, on the device or not."""
+
+    def __init__(self, array: Array, kind: int) -> None:
+        self.shared, self.kind = OnDevice(array), kind
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.kind, 0
+
+
+def test_arrays_on_the_device_train_in_place() -> None:
+    network = Network(20, 2, (9,), (8,))
+    expected = Training(network, rows=8)
+    expected.run(expected.plan())
+    training = Training(network, rows=8)
+    params, state, data = training.params, training.state, training.data
+    training.params, training.state, training.data = OnDevice(params), ByDlpack(state, 2), OnDevice(data)
+    training.run(training.plan())
+    np.testing.assert_array_equal(params, expected.params)
+    np.testing.assert_array_equal(state, expected.state)
+    np.testing.assert_array_equal(training.stats, expected.stats)
+
+
+def test_operations_take_arrays_on_the_device() -> None:
+    """Some on the device and some not, in one call."""
+    network, draw = Network(20, 2, (9,), (8,)), np.random.default_rng(0)
+    params, x = initialise(network, seed=1), draw.random((5, 20), np.float32)
+    z, index = draw.normal(size=(5, 2)).astype(np.float32), np.arange(5)
+    device = HostDevice()
+    plan = Training(network, rows=5).plan(device)
+    expected = [np.empty(5, np.float32), np.empty((5, 2), np.float32), np.empty((5, 20), np.float32)]
+    plan.log_joint(params=params, x=x, z=z, log_pxz=expected[0], dz=expected[1])
+    plan.gather(data=x, index=index, scale=0.5, binarize="fixed", seed=1, step=0, x=expected[2])
+    actual = [np.empty_like(array) for array in expected]
+    plan.log_joint(params=OnDevice(params, 7), x=ByDlpack(x, 2), z=z, log_pxz=actual[0], dz=OnDevice(actual[1], 1))
+    assert device.followed == {1, 7}
+    plan.gather(data=OnDevice(x), index=index, scale=0.5, binarize="fixed", seed=1, step=0, x=OnDevice(actual[2]))
+    for found, wanted in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("params", "error"),
+    [
+        (lambda p: OnDevice(p.astype(np.float64)), TypeError),
+        (lambda p: OnDevice(p[:-1]), ValueError),
+        (lambda p: OnDevice(np.repeat(p, 2)[::2]), ValueError),
+        (lambda p: ByDlpack(p, 1), TypeError),
+        (lambda p: OnDevice(np.frombuffer(p.tobytes(), np.float32)), ValueError),
+    ],
+    ids=["float64", "too short", "strided", "on the host", "read-only"],
+)
+def test_a_defective_array_on_the_device_is_refused(params: Any, error: type[Exception]) -> None:
+    training = Training(Network(20, 2, (9,), (8,)), rows=8)
+    training.params = params(training.params)
+    with pytest.raises(error, match=r"\bparams\b"):
+        training.run(training.plan())
