@@ -296,8 +296,9 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
       .def_property_readonly("rows", &BoundPlan::rows)
       .def_property_readonly("draws", &BoundPlan::draws)
       .def_property_readonly("n_threads", &BoundPlan::n_threads)
-      .def_property_readonly("phase_seconds", &BoundPlan::phase_seconds,
-                             "Seconds of each phase that the training steps so far went through, on the calling thread.")
+      .def_property_readonly(
+          "phase_seconds", &BoundPlan::phase_seconds,
+          "Seconds of each phase that the training steps so far went through, on the calling thread.")
       .def_property_readonly("precision", &BoundPlan::precision)
       .def("gather", &BoundPlan::gather, py::kw_only(), "data"_a, "index"_a, "scale"_a, "binarize"_a, "seed"_a,
            "step"_a, "x"_a)

@@ -57,15 +57,19 @@ const Lists* Plan::list_columns(const Team& team, int minibatch) const {
   return &across_columns_.lists;
 }
 
-// The encoder, its first layer dense, from few nonzeros row by row, or from very few column by column.
-bool Plan::encode(Team& team, Operand x, int minibatch) {
+// The encoder, its first layer dense, from few nonzeros row by row, or from very few column by column: `columns` where
+// they are listed already.
+bool Plan::encode(Team& team, Operand x, int minibatch, const Lists* columns) {
   const double nonzeros = share_of_nonzeros(minibatch);
   const Lists& rows = along_rows_.lists;
   if (nonzeros > very_few) return forward(team, encoder_, x, minibatch, nonzeros <= few ? &rows : nullptr);
-  const int n = units(spec.data_dim);
-  kernels.list_columns(x.p, x.ld, minibatch, along_columns_.lists, team.begin(n), team.end(n), scratch(team));
+  if (!columns) {
+    const int n = units(spec.data_dim);
+    kernels.list_columns(x.p, x.ld, minibatch, along_columns_.lists, team.begin(n), team.end(n), scratch(team));
+    columns = &along_columns_.lists;
+  }
   team.barrier();
-  return forward(team, encoder_, x, minibatch, &rows, &along_columns_.lists);
+  return forward(team, encoder_, x, minibatch, &rows, columns);
 }
 
 }  // namespace fastvae

@@ -208,7 +208,7 @@ class Plan {
   void list_rows(Operand x, Share rows) const;
   double share_of_nonzeros(int minibatch) const;
   const Lists* list_columns(const Team& team, int minibatch) const;
-  bool encode(Team& team, Operand x, int minibatch);
+  bool encode(Team& team, Operand x, int minibatch, const Lists* columns = nullptr);
   bool interrupt_due(const Team& team);
   bool proceed(Team& team, int phase);
 

@@ -45,7 +45,7 @@ bool Plan::step(Team& team, const TrainArguments& t, int64_t i) {
   if (!proceed(team, gather_phase_)) return false;
 
   const Lists* columns = list_columns(team, t.rows);
-  if (!encode(team, along(x_), t.rows)) return false;
+  if (!encode(team, along(x_), t.rows, bf16 ? nullptr : columns)) return false;
 
   Matrix &heads = encoder_.y.back(), &dheads = encoder_.dy.back();
   Latent latent = {};

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import os
 import warnings
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_THREADS", "NAMES", "default_threads", "isa_level", "load", "resolve", "unavailable"]
 
-# name -> module, in the order in which "auto" tries them
 _MODULES = {
     "cuda": "fastvae.kernels.cuda",
     "cpp": "fastvae._native",
@@ -27,13 +25,13 @@ _MODULES = {
     "reference": "fastvae.kernels.reference",
 }
 NAMES = tuple(_MODULES)
+# In this order. cuda joins them, as the first, once its tests have passed on a device.
+_AUTOMATIC = ("cpp", "numba", "reference")
 _MENDS = {
     "cuda": "pip install 'fastvae[cuda13]', or [cuda12] for an older driver",
     "cpp": "reinstall fastvae with a C++ compiler present",
     "numba": "install numba with pip",
 }
-_OPTIONAL = ("cuda",)  # most machines lack what these need: "auto" passes over them without a warning
-_log = logging.getLogger(__name__)
 
 MAX_THREADS = 1024
 _CGROUP = Path("/sys/fs/cgroup")
@@ -64,10 +62,9 @@ def isa_level(engine: Any) -> str | None:
 
 
 def resolve(name: str = "auto") -> str:
-    """Turn ``"auto"`` into the first backend available, any other name into itself.
+    """Turn ``"auto"`` into the first of cpp, numba and reference that is available, any other name into itself.
 
-    A warning tells, once, of a backend that every install should have and this one lacks; that there is no CUDA device
-    is only logged.
+    A warning tells, once, of one that is not. The backend cuda is taken where it is named.
 
     Raises
     ------
@@ -75,13 +72,9 @@ def resolve(name: str = "auto") -> str:
         The backend is unknown or unavailable.
     """
     if name == "auto":
-        chosen = next(candidate for candidate in NAMES if unavailable(candidate) is None)
-        for passed_over in NAMES[: NAMES.index(chosen)]:
-            message = f"{unavailable(passed_over)}; taking the backend {chosen!r}"
-            if passed_over in _OPTIONAL:
-                _log.info(message)
-            else:
-                _warn_once(f"{message}, which is slower")
+        chosen = next(candidate for candidate in _AUTOMATIC if unavailable(candidate) is None)
+        for passed_over in _AUTOMATIC[: _AUTOMATIC.index(chosen)]:
+            _warn_once(f"{unavailable(passed_over)}; taking the backend {chosen!r}, which is slower")
         return chosen
     if reason := unavailable(name):
         raise BackendError(reason)
