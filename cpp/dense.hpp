@@ -9,8 +9,7 @@
 // Memory that will be wanted when a tile is done, fetched as it computes: `step` bytes of each place at every unit of
 // depth. Asked for all at once it would take the places in the cache's queue that the tile's own operands need.
 struct Ahead {
-  static constexpr int places = 3;
-  const char* at[places];
+  const char* at[3];
   long step;
 };
 
@@ -31,7 +30,11 @@ void register_tile(const float* __restrict a, long a_row, long a_depth, const fl
     asm("" : "+r"(third[i / 3]));  // what it is made of is forgotten
   }
   for (int k = 0; k < depth; ++k, b += b_ld) {
-    for (int i = 0; fetch && i < Ahead::places; ++i, ahead.at[i - 1] += ahead.step) __builtin_prefetch(ahead.at[i], 1);
+    if constexpr (fetch)
+      for (const char*& at : ahead.at) {
+        __builtin_prefetch(at, 1);
+        at += ahead.step;
+      }
     V b0 = load(b), b1 = load(b + W);
 #pragma GCC unroll 16
     for (int i = 0; i < tile; ++i) {
