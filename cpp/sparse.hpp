@@ -173,7 +173,7 @@ void sparse_weight_gradient(const WeightGradient& g, int begin, int end) {
     for (int k = first; k < last; ++k) {
       int run = k;  // rows [run, k) of W are updated together
       for (; k < last && (s.start[k] < s.end[k] || !skip); ++k) {
-        for (int i = 0; i < panels; ++i)
+        for (int i = 0; i < panels; ++i)  // the update's weights and state come while the sums are made
           for (int v = 0; v < vectors; ++v) {
             long to = (static_cast<long>(p + i) * g.fan_in + k) * panel + v * W;
             __builtin_prefetch(g.w + to, 1);
