@@ -36,6 +36,15 @@ class Stream(IntEnum):
     ORDER = 4  # step = epoch
     EVALUATION = 5  # pool of eps that evaluation picks from by a row's content, element = draw * J + j
     SAMPLE = 6  # z of generated rows
+    DREAM_LATENT = 7  # z of dreams, as LATENT
+    DREAM = 8  # x of dreams given z, step = training step, element = r * D + d
+    MOMENTUM = 9  # momenta of HMC, step = transition, element = r * J + j
+    ACCEPT = 10  # one uniform per row for the acceptance of HMC's proposals, step = transition
+    PARAMETERS = 11  # draw of theta of full variational Bayes, step = training step, element = place in the flat buffer
+    IMPORTANCE = 12  # pool of eps of importance sampling, as EVALUATION
+    AIS = 13  # initial z of annealed importance sampling
+    IMPUTE = 14  # z of a missing pixel's chain, step = iteration
+    CORRUPT = 15  # noise that corrupts rows to be denoised
 
 
 def philox(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.uint32]:
