@@ -25,6 +25,7 @@ from fastvae.cli.evaluate import evaluate
 from fastvae.cli.generate import encode, reconstruct, sample
 from fastvae.cli.info import info
 from fastvae.cli.options import note
+from fastvae.cli.reproduce import reproduce
 from fastvae.cli.train import FLAGS, train
 from fastvae.errors import FastvaeError, one_line
 
@@ -76,7 +77,7 @@ def cli() -> None:
     """Train variational auto-encoders by Auto-Encoding Variational Bayes, on hand-fused kernels."""
 
 
-for _command in (train, evaluate, sample, reconstruct, encode, data, info, bench):
+for _command in (train, evaluate, sample, reconstruct, encode, data, info, bench, reproduce):
     cli.add_command(_command)
 
 
