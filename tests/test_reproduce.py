@@ -119,7 +119,7 @@ def test_the_step_size_is_the_best_of_the_paper_s_three(
 
     monkeypatch.setattr(run_module.fitting, "fit", look)
     run(SMALL, tmp_path, machine, ignore)
-    assert STEP_SIZES == tuple(objectives)
+    assert tuple(objectives) == STEP_SIZES
     assert seen == [0.02]
 
 
