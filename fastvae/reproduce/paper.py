@@ -34,8 +34,8 @@ class Protocol:
 
     Attributes
     ----------
-    measure : {"bound", "marginal likelihood"}
-        What the vertical axis shows.
+    measure : {"bound", "marginal likelihood", "reconstruction error"}
+        What the vertical axis shows; an error is the mean square per dimension.
     n_train : dict of str to tuple of int
         Training rows by dataset; 0 for all that the dataset's split has.
     latent_dims : dict of str to tuple of int
@@ -80,6 +80,15 @@ FIGURES = {
         algorithms=("aevb",),
         n_samples=10**7,
     ),
+    # Not in the paper: what a code of this size can do, for comparison.
+    "baselines": Protocol(
+        measure="reconstruction error",
+        n_train={"mnist": (50000,), "freyface": (0,)},
+        latent_dims={"mnist": (2, 5, 10, 20), "freyface": (2, 5, 10, 20)},
+        hidden={"mnist": 500, "freyface": 200},
+        algorithms=("aevb", "autoencoder"),
+        n_samples=10**6,
+    ),
     "fig5": Protocol(
         measure="bound",
         n_train={"mnist": (50000,)},
@@ -118,7 +127,8 @@ class Experiment:
     def name(self) -> str:
         """Name of its folder."""
         rows = f"-{self.n_train}" if self.n_train else ""
-        return f"{self.dataset}{rows}-{self.algorithm}-{self.latent_dim}x{self.hidden}"
+        measure = "-error" if self.measure == "reconstruction error" else ""
+        return f"{self.dataset}{rows}-{self.algorithm}-{self.latent_dim}x{self.hidden}{measure}"
 
 
 def experiments(

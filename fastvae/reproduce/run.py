@@ -19,6 +19,7 @@ from fastvae.files import lock_folder, make_folder, replace_file
 from fastvae.model import Model
 from fastvae.model_file import read_model, to_checkpoint
 from fastvae.optimizer import Optimizer
+from fastvae.reproduce.errors import reconstruction_error
 from fastvae.reproduce.paper import Curve, Experiment
 from fastvae.training import fitting
 
