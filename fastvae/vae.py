@@ -45,6 +45,11 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
         Lowest log variance of the Gaussian likelihood, see `fastvae.Network`.
     binarize : {"none", "dynamic", "fixed"}
         Make pixels 0 or 1 with their grey level as probability: anew at every step, or once for all.
+    algorithm : {"aevb", "wake-sleep"}
+        How it is trained: Auto-Encoding Variational Bayes (Algorithm 1), or what the paper compares it with,
+        see `fastvae.training.algorithm.ALGORITHMS`.
+    estimator : {"sgvb-b"}
+        What ``"aevb"`` ascends.
     optimizer : {"adam", "adagrad", "sgd"} or Optimizer
     learning_rate : float, optional
         By default 0.001, for adagrad 0.02.
@@ -139,8 +144,9 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
         With the same parameters the result is that of a run that was never interrupted, bit for bit; `n_epochs`,
         `n_threads`, `verbose` and `callbacks` may change all the same. Another `backend` changes the last bits. Others
         than these take effect from the next step on: `learning_rate` and the constants of an `Optimizer`, `n_draws`,
-        `binarize`, `kl_weight`, `kl_warmup`, `prior`. Refused are another network, optimizer by name, precision of the
-        parameters, `scale`, or `batch_size`, by which epochs are counted. `init` and `random_state` are not looked at.
+        `binarize`, `kl_weight`, `kl_warmup`, `prior`. Refused are another network, algorithm, estimator, optimizer by
+        name, precision of the parameters, `scale`, or `batch_size`, by which epochs are counted. `init` and
+        `random_state` are not looked at.
 
         Parameters
         ----------
@@ -188,7 +194,7 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
         return self
 
     def transform(self, X: Any) -> Array:
-        """Return the posterior mean mu of each row, shape (N, J), float32. Pixels are seen as they are."""
+        """Return the posterior mean mu of each row, see `Model.transform`."""
         return super().transform(X)  # defined in this class so that scikit-learn's set_output wraps it
 
     def score(self, X: Any, y: Any = None) -> float:

@@ -21,7 +21,7 @@ from fastvae.network import Network, initialise
 from fastvae.optimizer import Optimizer
 from fastvae.rng import epoch_order
 from fastvae.training import loop
-from fastvae.training.algorithm import AEVB
+from fastvae.training.aevb import AEVB
 from fastvae.training.state import State, append_row, fingerprint
 
 NETWORK = Network(data_dim=9, latent_dim=2, encoder_hidden=(7,), decoder_hidden=(5,))
@@ -43,7 +43,7 @@ def make_algorithm(plan: Plan, *, dataset: Dataset | None = None, **changes: Any
         "kl_warmup": 5,
         "decay": 0.0,
     }
-    return AEVB(plan, dataset=dataset or make_data(), **settings | changes)
+    return AEVB(backends.load("reference"), plan, dataset=dataset or make_data(), **settings | changes)
 
 
 def make_state(algorithm: AEVB) -> State:
@@ -71,6 +71,8 @@ class Recorder:
     """An algorithm that only writes down its minibatches; the bound of step t is (t, 2 t)."""
 
     seed = SEED
+    statistics = ("log_px", "kl")
+    plan = backends.load("reference").plan(NETWORK, rows=BATCH, draws=1, precision="fp32", n_threads=1)
 
     def __init__(self) -> None:
         self.batches: list[tuple[int, Array]] = []
@@ -83,8 +85,9 @@ class Recorder:
         stats[:, 1] = 2 * stats[:, 0]
         done[0] = len(order)
 
-    def kl_weight_at(self, step: int) -> float:
-        return float(step)
+    def history_row(self, means: list[float], *, step: int) -> dict[str, Any]:
+        log_px, kl = means
+        return {"elbo": log_px - kl, "log_px": log_px, "kl": kl, "kl_weight": float(step)}
 
 
 class Stop(Callback):

@@ -17,7 +17,8 @@ from fastvae import backends
 from fastvae.kernels import BINARIZE, Array, Engine
 from fastvae.network import ACTIVATIONS, Network, initialise
 from fastvae.optimizer import Optimizer
-from fastvae.training.aevb import Buffers, compose_step, kl_weight_at
+from fastvae.training.aevb import Buffers, compose_step
+from fastvae.training.composed import kl_weight_at
 
 SEED = 2**40 + 17
 ADAGRAD = Optimizer("adagrad", learning_rate=0.02)
