@@ -95,6 +95,8 @@ def _check_algorithm(model: Model) -> None:
     kind, chosen = algorithm_class(name, estimator), f"algorithm={name!r} with estimator={estimator!r}"
     if not kind.weighs_kl and (model.kl_weight != 1 or model.kl_warmup != 0):
         raise ValueError(f"{chosen} has no KL divergence to weigh; set kl_weight=1 and kl_warmup=0")
+    if name == "full-vb" and model.prior:
+        raise ValueError("algorithm='full-vb' has the prior N(0, I) of the weights in its bound; set prior=False")
     if not kind.has_bound and model.n_draws != 1:
         raise ValueError(f"{chosen} draws nothing from q(z|x); set n_draws=1")
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from fastvae import kernels
 from fastvae.kernels import Array, Plan
 from fastvae.optimizer import Optimizer
 from fastvae.training.aevb import AEVB
+from fastvae.training.autoencoder import Autoencoder
 from fastvae.training.composed import Composed
+from fastvae.training.full_vb import FullVB
+from fastvae.training.importance_weighted import ImportanceWeighted
+from fastvae.training.mcem import MCEM
 from fastvae.training.state import State
 from fastvae.training.wake_sleep import WakeSleep
 
@@ -16,14 +21,17 @@ __all__ = ["ALGORITHMS", "ESTIMATORS", "Algorithm", "algorithm_class"]
 ALGORITHMS: dict[str, type[Composed[Any]]] = {
     "aevb": AEVB,
     "wake-sleep": WakeSleep,
+    "mcem": MCEM,
+    "full-vb": FullVB,
+    "autoencoder": Autoencoder,
 }
-# Estimators of the bound that AEVB ascends.
-ESTIMATORS = ("sgvb-b",)
+# What "aevb" ascends: the paper's two estimators of the bound, or the importance-weighted one.
+ESTIMATORS = (*kernels.ESTIMATORS, "iwae")
 
 
 def algorithm_class(algorithm: str, estimator: str) -> type[Composed[Any]]:
     """Return the class that trains by an algorithm with an estimator."""
-    return ALGORITHMS[algorithm]
+    return ImportanceWeighted if estimator == "iwae" else ALGORITHMS[algorithm]
 
 
 class Algorithm(Protocol):

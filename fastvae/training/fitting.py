@@ -64,6 +64,8 @@ def resume(model: Model, X: Any, *, eval_set: Any = None) -> None:
 def partial_fit(model: Model, X: Any) -> None:
     """Train once on the rows of X in the order given, from where training stands or from fresh parameters."""
     settings.check(model)
+    if model.algorithm == "mcem":
+        raise ValueError("algorithm='mcem' keeps a Markov chain for every row of its data, so it needs fit, not partial_fit")
     with _kept_on_error(model):
         if settings.is_fitted(model):
             settings.check_unchanged(model)
@@ -121,7 +123,7 @@ def _algorithm(model: Model, dataset: Dataset) -> Composed[Any]:
         seed=model.seed_,
         kl_weight=float(model.kl_weight),
         kl_warmup=int(model.kl_warmup),
-        decay=1 / model.n_samples_seen_ if model.prior else 0.0,
+        decay=1 / model.n_samples_seen_ if model.prior or model.algorithm == "full-vb" else 0.0,
     )
 
 
