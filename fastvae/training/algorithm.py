@@ -53,6 +53,7 @@ class AEVB:
     kl_weight: float
     kl_warmup: int
     decay: float
+    estimator: str = "sgvb-b"
 
     def advance(self, state: State, *, order: Array, stats: Array, done: Array) -> None:
         """Run ``train_steps``."""
@@ -75,6 +76,7 @@ class AEVB:
             "scale": self.dataset.scale,
             "binarize": self.binarize,
             "seed": self.seed,
+            "estimator": self.estimator,
             "decay": self.decay,
         }
 
@@ -115,6 +117,7 @@ class AEVB:
         )
         encoder = ((f"encoder hidden layer {i}", h) for i, h in enumerate(b.encoder_hidden))
         decoder = ((f"decoder hidden layer {i}", h) for i, h in enumerate(b.decoder_hidden))
-        latent = (("mu", b.mu), ("logvar", b.logvar), ("z", b.z), ("kl", b.kl))
+        kl = b.sampled_kl if self.estimator == "sgvb-a" else b.kl
+        latent = (("mu", b.mu), ("logvar", b.logvar), ("z", b.z), ("kl", kl))
         tensors = (("x", b.x), *encoder, *latent, *decoder, ("the decoder's output", b.out), ("log_px", b.log_px))
         return next((name for name, tensor in tensors if not np.isfinite(tensor).all()), "the bound")
