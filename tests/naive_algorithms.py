@@ -63,9 +63,7 @@ def wake_sleep(
         wake = sum(mean_log_px(network, values, x, draw) for draw in z) / len(z)
         _, mu, logvar = naive.encoder_forward(network, values, dreams)
         sleep = sum(
-            log_normal(dream_z[m][j], mu[m][j], logvar[m][j])
-            for m in range(len(x))
-            for j in range(network.latent_dim)
+            log_normal(dream_z[m][j], mu[m][j], logvar[m][j]) for m in range(len(x)) for j in range(network.latent_dim)
         )
         return wake + sleep / len(x)
 

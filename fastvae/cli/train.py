@@ -96,7 +96,9 @@ def _init(_: click.Context, __: click.Parameter, value: str) -> str | float:
 @click.option("--logvar-floor", type=float, default=-10.0, help="Lowest log variance of the gaussian likelihood.")
 @click.option("--binarize", type=click.Choice(TRAINING_BINARIZE), default="none", help="Draw pixels 0 or 1.")
 @click.option("--algorithm", type=click.Choice(tuple(ALGORITHMS)), default="aevb", help="How to train.")
-@click.option("--estimator", type=click.Choice(ESTIMATORS), default="sgvb-b", help="Of the bound that aevb ascends.")
+@click.option(
+    "--estimator", type=click.Choice(tuple(ESTIMATORS)), default="sgvb-b", help="Of the bound that aevb ascends."
+)
 @click.option("--optimizer", type=click.Choice(tuple(OPTIMIZERS)), default="adam", help="Update rule.")
 @click.option("--learning-rate", type=float, help="Step size  [default: 0.001, adagrad 0.02]")
 @click.option("--batch-size", type=click.IntRange(1, 2**24), default=100, help="Rows per training step (M).")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from fastvae import kernels
 from fastvae.kernels import Array, Plan
 from fastvae.optimizer import Optimizer
-from fastvae.training.aevb import AEVB
+from fastvae.training.aevb import AEVB, SampledAEVB
 from fastvae.training.autoencoder import Autoencoder
 from fastvae.training.composed import Composed
 from fastvae.training.full_vb import FullVB
@@ -26,12 +25,16 @@ ALGORITHMS: dict[str, type[Composed[Any]]] = {
     "autoencoder": Autoencoder,
 }
 # What "aevb" ascends: the paper's two estimators of the bound, or the importance-weighted one.
-ESTIMATORS = (*kernels.ESTIMATORS, "iwae")
+ESTIMATORS: dict[str, type[Composed[Any]]] = {
+    "sgvb-b": AEVB,
+    "sgvb-a": SampledAEVB,
+    "iwae": ImportanceWeighted,
+}
 
 
 def algorithm_class(algorithm: str, estimator: str) -> type[Composed[Any]]:
     """Return the class that trains by an algorithm with an estimator."""
-    return ImportanceWeighted if estimator == "iwae" else ALGORITHMS[algorithm]
+    return ESTIMATORS[estimator] if algorithm == "aevb" else ALGORITHMS[algorithm]
 
 
 class Algorithm(Protocol):

@@ -42,9 +42,7 @@ class Autoencoder(Composed[Buffers]):
         log_px = b.log_px.mean(dtype=np.float64).item()
         if np.isfinite(log_px):
             b.grad[:] = 0
-            plan.decoder_backward(
-                params=params, z=b.mu, hidden=b.decoder_hidden, dout=b.dout, dz=b.dmu, grad=b.grad
-            )
+            plan.decoder_backward(params=params, z=b.mu, hidden=b.decoder_hidden, dout=b.dout, dz=b.dmu, grad=b.grad)
             plan.encoder_backward(
                 params=params, x=b.x, hidden=b.encoder_hidden, dmu=b.dmu, dlogvar=b.dlogvar, grad=b.grad
             )

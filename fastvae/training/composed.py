@@ -30,7 +30,9 @@ def kl_weight_at(step: int, *, kl_weight: float, kl_warmup: int) -> float:
 class StepBuffers(Protocol):
     """The arrays of one step."""
 
-    grad: Array
+    @property
+    def grad(self) -> Array:
+        """Gradient of what the step ascends, shape (P,)."""
 
     def tensors(self) -> Iterator[tuple[str, Array]]:
         """Name the arrays in the order in which a step fills them."""

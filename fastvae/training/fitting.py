@@ -65,7 +65,9 @@ def partial_fit(model: Model, X: Any) -> None:
     """Train once on the rows of X in the order given, from where training stands or from fresh parameters."""
     settings.check(model)
     if model.algorithm == "mcem":
-        raise ValueError("algorithm='mcem' keeps a Markov chain for every row of its data, so it needs fit, not partial_fit")
+        raise ValueError(
+            "algorithm='mcem' keeps a Markov chain for every row of its data, so it needs fit, not partial_fit"
+        )
     with _kept_on_error(model):
         if settings.is_fitted(model):
             settings.check_unchanged(model)

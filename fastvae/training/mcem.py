@@ -118,7 +118,7 @@ class MCEM(Composed[MCEMBuffers]):
         if self.decay:
             np.multiply(params[theta], -self.decay, out=b.grad[theta])
         plan.decoder_backward(params=params, z=b.z, hidden=b.hidden, dout=b.dout, dz=None, grad=b.grad)
-        return b.log_px.mean(dtype=np.float64).item()
+        return float(b.log_px.mean(dtype=np.float64))
 
     def apply(self, state: State, b: MCEMBuffers, *, index: Array, step: int) -> None:
         """Keep z, tune the step size, and make the updates of the M step.
@@ -126,9 +126,7 @@ class MCEM(Composed[MCEMBuffers]):
         The weight prior is in the gradient: as a decay it would move the encoder, whose gradient is zero.
         """
         state.extra["z"][index] = b.z
-        state.extra["step_size"][:] = adapted_step_size(
-            state.extra["step_size"], b.hmc.acceptance.mean().item()
-        )
+        state.extra["step_size"][:] = adapted_step_size(state.extra["step_size"], b.hmc.acceptance.mean().item())
         for i in range(N_UPDATES):
             if i:
                 self._ascend(state.params, b)
