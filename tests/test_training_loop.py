@@ -21,6 +21,7 @@ from fastvae.network import Network, initialise
 from fastvae.optimizer import Optimizer
 from fastvae.rng import epoch_order
 from fastvae.training import loop
+from fastvae.training.aevb import Buffers, compose_step
 from fastvae.training.algorithm import AEVB
 from fastvae.training.state import State, append_row, fingerprint
 
@@ -155,6 +156,31 @@ def test_chunk_length_does_not_change_the_result(
     comp = run(algorithm, make_state(algorithm))
 
     assert_same(comp, ref)
+
+
+def test_the_estimator_reaches_the_engine(make_plan: Callable[..., Plan]) -> None:
+    plan = make_plan(NETWORK, rows=BATCH)
+    algorithm = make_algorithm(plan, estimator="sgvb-a")
+    ref, comp = make_state(algorithm), make_state(algorithm)
+    order, stats, done = np.arange(BATCH)[np.newaxis], np.empty((1, 2)), np.zeros(1, np.int64)
+    algorithm.advance(comp, order=order, stats=stats, done=done)
+    expected = compose_step(
+        plan,
+        Buffers.allocate(NETWORK, BATCH, 1),
+        params=ref.params,
+        state=ref.slots,
+        optimizer=algorithm.optimizer,
+        data=algorithm.dataset.rows,
+        index=order[0],
+        scale=algorithm.dataset.scale,
+        binarize="none",
+        seed=SEED,
+        step=0,
+        estimator="sgvb-a",
+        kl_weight=0.0,
+        decay=0.0,
+    )
+    np.testing.assert_allclose(stats[0], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("stop", range(1, 13))
@@ -324,18 +350,28 @@ def logvar_overflow(params: Array) -> None:
     NETWORK.layout.views(params)["encoder.logvar.b"][:] = 500.0
 
 
+def mu_overflow(params: Array) -> None:
+    NETWORK.layout.views(params)["encoder.mu.b"][:] = 1e20  # float32 holds it, and not its square
+
+
 def nan_weight(params: Array) -> None:
     NETWORK.layout.views(params)["decoder.0.W"][1, 2] = np.nan
 
 
 @pytest.mark.parametrize(
-    ("poison", "tensor"),
-    [(nan_weight, "parameter decoder.0.W"), (logvar_overflow, "z"), (logits_overflow, "log_px")],
+    ("poison", "tensor", "estimator"),
+    [
+        (nan_weight, "parameter decoder.0.W", "sgvb-b"),
+        (logvar_overflow, "z", "sgvb-b"),
+        (logits_overflow, "log_px", "sgvb-b"),
+        (mu_overflow, "kl", "sgvb-b"),
+        (mu_overflow, "kl", "sgvb-a"),
+    ],
 )
 def test_divergence_names_the_first_tensor_that_is_not_finite(
-    make_plan: Callable[..., Plan], poison: Callable[[Array], None], tensor: str
+    make_plan: Callable[..., Plan], poison: Callable[[Array], None], tensor: str, estimator: str
 ) -> None:
-    algorithm = make_algorithm(make_plan(NETWORK, rows=BATCH))
+    algorithm = make_algorithm(make_plan(NETWORK, rows=BATCH), estimator=estimator)
     state = make_state(algorithm)
     run(algorithm, state, n_epochs=1)
     poison(state.params)
