@@ -45,11 +45,15 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
         Lowest log variance of the Gaussian likelihood, see `fastvae.Network`.
     binarize : {"none", "dynamic", "fixed"}
         Make pixels 0 or 1 with their grey level as probability: anew at every step, or once for all.
-    algorithm : {"aevb", "wake-sleep"}
-        How it is trained: Auto-Encoding Variational Bayes (Algorithm 1), or what the paper compares it with,
-        see `fastvae.training.algorithm.ALGORITHMS`.
-    estimator : {"sgvb-b"}
-        What ``"aevb"`` ascends.
+    algorithm : {"aevb", "wake-sleep", "mcem", "full-vb", "autoencoder"}
+        Auto-Encoding Variational Bayes (Algorithm 1); what the paper compares it with, wake-sleep and Monte Carlo EM
+        (section 5), the latter without a recognition model, so that `transform` and all that builds on it are refused;
+        full variational Bayes over the decoder's parameters too (appendix F); a deterministic autoencoder without
+        noise and KL divergence, for comparing reconstructions. Their classes, `WakeSleep`, `MCEM`, `FullVB`, ... in
+        `fastvae.training`, say what each ascends.
+    estimator : {"sgvb-b", "sgvb-a", "iwae"}
+        What ``"aevb"`` ascends: the bound with the analytic KL divergence (equation 7) or with a sampled one (equation
+        6), or the importance-weighted bound of `n_draws` draws (Burda et al. 2016).
     optimizer : {"adam", "adagrad", "sgd"} or Optimizer
     learning_rate : float, optional
         By default 0.001, for adagrad 0.02.
@@ -88,6 +92,8 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
     ----------
     network_ : Network
     optimizer_ : Optimizer
+    algorithm_, estimator_ : str
+        What trained it.
     state_ : State
         Parameters, optimizer state, counters: all that training goes on from.
     params_ : ndarray of shape (P,)
@@ -95,7 +101,9 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
     history_ : dict of str to list
         One value per epoch: ``epoch``, ``step``, ``elbo``, ``log_px``, ``kl`` (means over the epoch's minibatches while
         it trained), ``kl_weight``, ``seconds``, ``samples_per_second``; with an `eval_set` also ``elbo_test``,
-        ``log_px_test``, ``kl_test`` (with one draw per row, see `evaluate` for more) and ``active_units``.
+        ``log_px_test``, ``kl_test`` (with one draw per row, see `evaluate` for more) and ``active_units``. Full
+        variational Bayes adds ``kl_theta`` (over N, and subtracted in ``elbo`` too); Monte Carlo EM has ``log_px``,
+        ``log_pxz`` and ``acceptance`` in place of bound and KL divergence, the autoencoder ``log_px`` alone.
     n_features_in_ : int
         D.
     n_steps_ : int

@@ -62,7 +62,7 @@ def phi_gradient(plan: Plan, params: Array, x: Array, *, estimator: str, seed: i
 
 
 def _score_function(plan: Plan, b: Buffers, params: Array) -> None:
-    """Backprop ``f d log q``: with ``z = mu + sigma eps``, d log q is ``eps / sigma`` in mu and ``(eps^2 - 1) / 2`` in logvar."""
+    """Backprop ``f d log q``, d log q being ``eps / sigma`` in mu and ``(eps^2 - 1) / 2`` in logvar."""
     compose_forward(plan, b, params=params, estimator="sgvb-a")
     f = (b.log_px.reshape(b.sampled_kl.shape) - b.sampled_kl)[..., np.newaxis] / b.sampled_kl.size
     b.dmu[:] = (f * b.eps).sum(axis=0) * np.exp(-b.logvar / 2)
