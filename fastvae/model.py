@@ -40,6 +40,8 @@ class Model:
     mean: str = "sigmoid"
     logvar_floor: float = -10.0
     binarize: str = "none"
+    algorithm: str = "aevb"
+    estimator: str = "sgvb-b"
     optimizer: str | Optimizer = "adam"
     learning_rate: float | None = None
     batch_size: int = 100
@@ -60,6 +62,8 @@ class Model:
     # Not there before training.
     network_: Network = field(init=False)
     optimizer_: Optimizer = field(init=False)
+    algorithm_: str = field(init=False)
+    estimator_: str = field(init=False)
     state_: State = field(init=False)
     seed_: int = field(init=False)
     n_features_in_: int = field(init=False)
@@ -90,7 +94,14 @@ class Model:
         return self.state_.step
 
     def transform(self, X: Any) -> Array:
-        """Return the posterior mean mu of each row, shape (N, J), float32. Pixels are seen as they are."""
+        """Return the posterior mean mu of each row, shape (N, J), float32. Pixels are seen as they are.
+
+        Raises
+        ------
+        ValueError
+            The algorithm trains no recognition model.
+        """
+        settings.check_encodes(self)
         dataset = fitted_dataset(self, X)
         return encode(inference_plan(self), self.params_, dataset)[0]
 
@@ -157,7 +168,13 @@ class Model:
         -------
         Bound
             See `fastvae.evaluation.evaluate_bound`.
+
+        Raises
+        ------
+        ValueError
+            The algorithm trains no q(z|x), so that there is no bound.
         """
+        settings.check_has_bound(self)
         dataset = fitted_dataset(self, X)
         key = self.seed_ if random_state is None else settings.seed(random_state)
         return evaluate_bound(

@@ -102,6 +102,7 @@ class Training:
             binarize=binarize,
             seed=3,
             step=0,
+            estimator="sgvb-b",
             kl_weight=1.0,
             kl_warmup=2,
             decay=1e-3,

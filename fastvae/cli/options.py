@@ -44,7 +44,7 @@ __all__ = [
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Of the floats in tables; all others are in nats.
-_FORMATS = {"samples_per_second": "{:,.0f}", "seconds": "{:,.1f} s"}
+_FORMATS = {"samples_per_second": "{:,.0f}", "seconds": "{:,.1f} s", "acceptance_train": "{:.3f}"}
 
 
 class _NonEmptyPath(click.Path):
