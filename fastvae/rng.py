@@ -39,7 +39,7 @@ class Stream(IntEnum):
     DREAM_LATENT = 7  # z of dreams, as LATENT
     DREAM = 8  # x of dreams given z, step = training step, element = r * D + d
     MOMENTUM = 9  # momenta of HMC, step = transition, element = r * J + j
-    ACCEPT = 10  # one uniform per row for the acceptance of HMC's proposals, step = transition
+    ACCEPT = 10  # two uniforms per row of HMC: for acceptance and for the step size, step = transition, element = 2 r
     PARAMETERS = 11  # draw of theta of full variational Bayes, step = training step, element = place in the flat buffer
     IMPORTANCE = 12  # pool of eps of importance sampling, as EVALUATION
     AIS = 13  # initial z of the Markov chains of evaluation
