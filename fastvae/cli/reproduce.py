@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,10 +18,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 QUICK_SAMPLES = 200_000
 
-precision_option = click.option(
-    "--precision", default="fp32", show_default=True, help="One that the backend has, see info."
-)
-
 
 @click.group()
 def reproduce() -> None:
@@ -30,16 +27,24 @@ def reproduce() -> None:
     """
 
 
-def _run_options(function: F) -> F:
+def _machine_options(function: F) -> F:
     for option in (
         json_option,
-        click.option("--out", type=PATH, default=Path("runs/paper"), show_default=True, help="Folder of the results."),
-        click.option("--quick", is_flag=True, help=f"Train on {QUICK_SAMPLES:,} samples only, to see that it works."),
-        click.option("--jobs", type=click.IntRange(1), help="Experiments side by side  [default: one per processor]"),
-        precision_option,
+        click.option("--precision", default="fp32", show_default=True, help="One that the backend has, see info."),
         engine_options("auto"),
         seed_option("Key of all randomness.", default=0),
         data_dir_option,
+    ):
+        function = option(function)
+    return function
+
+
+def _run_options(function: F) -> F:
+    for option in (
+        _machine_options,
+        click.option("--out", type=PATH, default=Path("runs/paper"), show_default=True, help="Folder of the results."),
+        click.option("--quick", is_flag=True, help=f"Train on {QUICK_SAMPLES:,} samples only, to see that it works."),
+        click.option("--jobs", type=click.IntRange(1), help="Experiments side by side  [default: one per processor]"),
         click.option("--samples", type=click.FloatRange(1e5, 1e9), default=1e7, show_default=True, help="To train on."),
         click.option("--n-train", type=int, multiple=True, help="Training rows; may be repeated; by default all."),
         click.option("--algorithm", multiple=True, help="aevb, wake-sleep or mcem; may be repeated; by default all."),
@@ -54,7 +59,6 @@ def _run(figure: str, options: dict[str, Any]) -> list[Any]:
     """Run the experiments of a figure that the options choose, and return them."""
     from fastvae.reproduce.paper import experiments
     from fastvae.reproduce.plots import require_matplotlib
-    from fastvae.reproduce.run import Machine
     from fastvae.reproduce.together import run_all
 
     require_matplotlib()
@@ -70,15 +74,29 @@ def _run(figure: str, options: dict[str, Any]) -> list[Any]:
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    machine = Machine(
+    machine = _machine(options, share=min(jobs, len(chosen)))
+    run_all(chosen, options["out"] / "runs", machine, jobs=jobs, say=note)
+    return chosen
+
+
+def _machine(options: dict[str, Any], *, share: int = 1) -> Any:
+    """Return where to run; by default an experiment has all processors, or its share of them."""
+    from fastvae.reproduce.run import Machine
+
+    return Machine(
         backend=options["backend"],
         precision=options["precision"],
-        threads=options["threads"] or max(1, backends.default_threads() // min(jobs, len(chosen))),
+        threads=options["threads"] or max(1, backends.default_threads() // share),
         seed=options["seed"],
         data_dir=None if options["data_dir"] is None else str(options["data_dir"].expanduser().resolve()),
     )
-    run_all(chosen, options["out"] / "runs", machine, jobs=jobs, say=note)
-    return chosen
+
+
+def _write_json(path: Path, rows: list[dict[str, Any]]) -> None:
+    from fastvae.files import replace_file
+
+    with replace_file(path) as stream:
+        stream.write((json.dumps(rows, indent=1) + "\n").encode())
 
 
 def _curves(figure: str, options: dict[str, Any]) -> None:
@@ -139,23 +157,59 @@ def fig5(**options: Any) -> None:
 
 
 @reproduce.command()
-@data_dir_option
-@engine_options("auto")
-@precision_option
-@json_option
-def speed(data_dir: Path | None, backend: str, threads: int | None, precision: str, as_json: bool) -> None:
+@_run_options
+def baselines(**options: Any) -> None:
+    """Reconstruction errors at equal code size, beside an autoencoder and PCA."""
+    chosen = _run("baselines", options)
+    from fastvae.reproduce.baselines import baselines
+
+    rows = [
+        {"dataset": dataset, **row}
+        for dataset in dict.fromkeys(e.dataset for e in chosen)
+        for row in baselines([e for e in chosen if e.dataset == dataset], options["out"] / "runs", _machine(options))
+    ]
+    _write_json(options["out"] / "baselines.json", rows)
+    if options["as_json"]:
+        print_json({"baselines": rows})
+        return
+    for row in rows:
+        errors = "  ".join(f"{name} {row[name]:.5f}" for name in ("pca", "autoencoder", "aevb") if name in row)
+        print(f"{row['dataset']:<9} J = {row['latent_dim']:<3} mean squared error per pixel: {errors}")
+
+
+@reproduce.command()
+@click.option("--out", type=PATH, default=Path("runs/paper"), show_default=True, help="Folder of the results.")
+@click.option("--quick", is_flag=True, help="Train for one epoch only, to see that it works.")
+@_machine_options
+def variance(quick: bool, out: Path, as_json: bool, **options: Any) -> None:
+    """Variance of the gradient by SGVB-A, SGVB-B and the score function."""
+    from fastvae.files import make_folder
+    from fastvae.reproduce.plots import require_matplotlib
+    from fastvae.reproduce.variance import EPOCHS, plot, variances
+
+    require_matplotlib()
+    rows = variances(_machine(options), epochs=EPOCHS[:2] if quick else EPOCHS, say=note)
+    make_folder(out)
+    _write_json(out / "variance.json", rows)
+    plot(rows, out / "variance")
+    if as_json:
+        print_json({"variances": rows})
+        return
+    for row in rows:
+        print(
+            f"{row['samples']:>11,} samples  {row['estimator']:<14} variance {row['variance']:.3g}, "
+            f"{row['ratio']:.3g} times SGVB-B's; squared length of the gradient {row['signal']:.3g}"
+        )
+    print(out / "variance.png")
+
+
+@reproduce.command()
+@_machine_options
+def speed(as_json: bool, **options: Any) -> None:
     """Training samples per second beside the paper's 417 to 833."""
-    from fastvae.reproduce.run import Machine
     from fastvae.reproduce.speed import speeds
 
-    rows = speeds(
-        Machine(
-            backend=backend,
-            precision=precision,
-            threads=threads or backends.default_threads(),
-            data_dir=None if data_dir is None else str(data_dir),
-        )
-    )
+    rows = speeds(_machine(options))
     if as_json:
         print_json({"speeds": rows})
         return
