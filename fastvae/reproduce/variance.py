@@ -13,7 +13,7 @@ from fastvae.network import initialise
 from fastvae.reproduce.paper import experiments
 from fastvae.reproduce.plots import save
 from fastvae.reproduce.run import BATCH_SIZE, INIT, Machine, load_split, new_model
-from fastvae.settings import network
+from fastvae.settings import is_fitted, network
 from fastvae.training import fitting
 from fastvae.training.gradients import GRADIENT_ESTIMATORS, phi_gradient
 
@@ -60,7 +60,7 @@ def variances(
     for epoch in epochs:
         if epoch:
             model.n_epochs = epoch
-            (fitting.resume if rows else fitting.fit)(model, data)
+            (fitting.resume if is_fitted(model) else fitting.fit)(model, data)
         params = model.params_ if epoch else initialise(model.network_, seed=machine.seed, init=INIT)
         spread = {name: _moments(plan, params, x, name, machine.seed) for name in GRADIENT_ESTIMATORS}
         for name, (_, variance) in spread.items():
