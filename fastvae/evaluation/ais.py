@@ -1,7 +1,7 @@
 """log p(x) by annealed importance sampling (Neal 2001; Wu et al. 2017), and a sandwich around it.
 
 The path ``f_t(z) = p(z) p(x|z)^beta_t`` leads from the prior at ``beta_0 = 0`` to the posterior at ``beta_T = 1``. A
-chain starts at a draw from the prior; for t = 1..T it gains ``(beta_t - beta_t-1) log p(x|z)``, then moves by a transition
+chain starts at a draw of the prior. For t = 1..T it gains ``(beta_t - beta_t-1) log p(x|z)`` and moves by a transition
 of Hamiltonian Monte Carlo that leaves f_t invariant. The mean of exp(gain) over chains is an unbiased estimate of p(x),
 so its logarithm is a lower bound in expectation. Bidirectional Monte Carlo (Grosse et al. 2015) runs the path backwards
 from an exact draw of the posterior, which is known for data that the model itself has made, and gives an upper bound.

@@ -1,8 +1,9 @@
 """The paper's estimator of log p(x) from samples of the posterior (appendix D).
 
 For any density q, ``1 / p(x) = E[q(z) / (p(z) p(x|z))]`` over the posterior p(z|x). Hamiltonian Monte Carlo samples it,
-q is fitted to one half of the samples, and the other half estimates the mean. It is reliable for fewer than five latent
-dimensions or so: in more, q misses the posterior, and single samples decide.
+q is fitted to one half of the samples, and the other half estimates the mean. The logarithm makes it an upper bound in
+expectation. It is reliable for fewer than five latent dimensions or so: in more, q misses the posterior, and single
+samples decide.
 """
 
 from __future__ import annotations
