@@ -19,6 +19,7 @@ from fastvae.network import Network
 from fastvae.optimizer import Optimizer
 from fastvae.rng import Stream, normal
 from fastvae.training.state import State
+from fastvae.uses import denoising, imputation, latent_space
 
 __all__ = ["Model"]
 
@@ -163,3 +164,9 @@ class Model:
         return evaluate_bound(
             inference_plan(self), self.params_, dataset, n_draws=n_draws, seed=key, binarize=self.binarize
         )
+
+    denoise = denoising.denoise
+    impute = imputation.impute
+    manifold = latent_space.manifold
+    traverse = latent_space.traverse
+    interpolate = latent_space.interpolate
