@@ -24,7 +24,9 @@ from fastvae.cli.data import data
 from fastvae.cli.evaluate import evaluate
 from fastvae.cli.generate import encode, reconstruct, sample
 from fastvae.cli.info import info
+from fastvae.cli.latent import interpolate, manifold, traverse
 from fastvae.cli.options import note
+from fastvae.cli.restore import denoise, impute
 from fastvae.cli.train import FLAGS, train
 from fastvae.errors import FastvaeError, one_line
 
@@ -77,6 +79,8 @@ def cli() -> None:
 
 
 for _command in (train, evaluate, sample, reconstruct, encode, data, info, bench):
+    cli.add_command(_command)
+for _command in (denoise, impute, manifold, traverse, interpolate):
     cli.add_command(_command)
 
 

@@ -44,7 +44,17 @@ __all__ = [
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Of the floats in tables; all others are in nats.
-_FORMATS = {"samples_per_second": "{:,.0f}", "seconds": "{:,.1f} s"}
+_FORMATS = {
+    "samples_per_second": "{:,.0f}",
+    "seconds": "{:,.1f} s",
+    "amount": "{:g}",
+    "psnr_corrupted": "{:.2f} dB",
+    "psnr_denoised": "{:.2f} dB",
+    "data_range": "{:g}",
+    "acceptance": "{:.1%}",
+    "missing": "{:.1%}",
+    "rmse": "{:.4f}",
+}
 
 
 class _NonEmptyPath(click.Path):
