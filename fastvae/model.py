@@ -19,6 +19,7 @@ from fastvae.network import Network
 from fastvae.optimizer import Optimizer
 from fastvae.rng import Stream, normal
 from fastvae.training.state import State
+from fastvae.uses import denoising, imputation, latent_space
 
 __all__ = ["Model"]
 
@@ -223,3 +224,9 @@ class Model:
         return ESTIMATORS[estimator](
             plan, self.params_, dataset, seed=key, binarize=self.binarize, split=split, **options
         )
+
+    denoise = denoising.denoise
+    impute = imputation.impute
+    manifold = latent_space.manifold
+    traverse = latent_space.traverse
+    interpolate = latent_space.interpolate
