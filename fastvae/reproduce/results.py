@@ -74,13 +74,18 @@ def write(figure: str, experiments: Sequence[Experiment], out: Path) -> dict[str
     folder = out / "runs"
     values = {
         "figure": figure,
-        "step_sizes": {e.name: json.loads((folder / e.name / "step_size.json").read_text()) for e in experiments},
+        "step_sizes": {e.name: _tried(folder / e.name / "step_size.json") for e in experiments},
         "scores": scores(figure, experiments, folder),
     }
     _write_text(out / f"{figure}.json", json.dumps(values, indent=1) + "\n")
     _write_text(out / f"{figure}.csv", _points(experiments, folder))
     save(curves_figure(figure, experiments, folder), out / figure)
     return values
+
+
+def _tried(path: Path) -> dict[str, float | None] | None:
+    """Return what the step sizes reached in the first iterations; None where the protocol fixes one."""
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def _points(experiments: Sequence[Experiment], folder: Path) -> str:

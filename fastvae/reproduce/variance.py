@@ -12,7 +12,7 @@ from fastvae.model_plans import training_plan
 from fastvae.network import initialise
 from fastvae.reproduce.paper import experiments
 from fastvae.reproduce.plots import save
-from fastvae.reproduce.run import BATCH_SIZE, INIT, Machine, load_split, new_model
+from fastvae.reproduce.run import BATCH_SIZE, DEFAULT_INIT, Machine, load_split, new_model
 from fastvae.settings import is_fitted, network
 from fastvae.training import fitting
 from fastvae.training.gradients import GRADIENT_ESTIMATORS, phi_gradient
@@ -61,7 +61,7 @@ def variances(
         if epoch:
             model.n_epochs = epoch
             (fitting.resume if is_fitted(model) else fitting.fit)(model, data)
-        params = model.params_ if epoch else initialise(model.network_, seed=machine.seed, init=INIT)
+        params = model.params_ if epoch else initialise(model.network_, seed=machine.seed, init=DEFAULT_INIT)
         spread = {name: _moments(plan, params, x, name, machine.seed) for name in GRADIENT_ESTIMATORS}
         for name, (_, variance) in spread.items():
             rows.append(
