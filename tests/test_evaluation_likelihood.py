@@ -135,7 +135,7 @@ def test_treatment_is_that_of_the_measurement(plan_of: Callable[..., Plan], draw
 
 
 def test_memory_does_not_grow_with_the_draws(plan_of: Callable[..., Plan], draw_params: Callable[..., Array]) -> None:
-    plan, params, dataset = plan_of(rows=8), draw_params(NETWORK), as_dataset(make_rows())
+    plan, params, dataset = plan_of(rows=64), draw_params(NETWORK), as_dataset(make_rows(256))
 
     def peak(n_draws: int) -> int:
         tracemalloc.start()
@@ -145,9 +145,9 @@ def test_memory_does_not_grow_with_the_draws(plan_of: Callable[..., Plan], draw_
         finally:
             tracemalloc.stop()
 
-    peak(1)  # Numba compiles
+    evaluate_importance(plan, params, dataset, n_draws=1, seed=0)  # Numba compiles
     few = peak(2 * BLOCK_DRAWS)  # from one pool to the next both are there
-    assert peak(10 * BLOCK_DRAWS) < 1.05 * few
+    assert peak(8 * BLOCK_DRAWS) < 1.2 * few  # all weights would double it
 
 
 def test_more_importance_samples_tighten_the_bound(
@@ -283,11 +283,10 @@ def test_a_model_estimates_its_log_likelihood(compiled: str) -> None:
 
 
 @pytest.mark.realdata
-def test_importance_sampling_is_above_the_bound_on_mnist(data_root: Path, compiled: str) -> None:
+def test_importance_sampling_is_above_the_bound_on_mnist(data_root: Path) -> None:
     data = load("mnist", data_dir=data_root)
-    model = VAE(5, hidden_dims=(64,), n_epochs=1, backend=compiled, random_state=0).fit(
-        data.train.select(slice(10_000))
-    )
+    train = data.train.select(slice(10_000))
+    model = VAE(5, hidden_dims=(64,), n_epochs=1, random_state=0, n_threads=1).fit(train)
     test = data.test.select(slice(200))
 
     bound, comp = model.evaluate(test, n_draws=20), model.log_likelihood(test, n_draws=200)
