@@ -134,6 +134,26 @@ def test_evaluate_repeats_the_bound_of_train_bit_for_bit(fastvae: Callable[..., 
     assert (more["n_draws"], more["evaluation_seed"]) == (50, 1)
 
 
+def test_evaluate_estimates_the_log_likelihood(fastvae: Callable[..., Result], run_folder: Path) -> None:
+    quick = {
+        "importance": ("--k", 50),
+        "marginal-likelihood": ("--n-draws", 8, "--n-burn-in", 5, "--density", "diagonal", "--start", "prior"),
+        "ais": ("--n-draws", 2, "--n-temperatures", 5, "--n-leapfrog", 2),
+    }
+    options = ("--threads", 1, "--seed", 3)
+    bound = fastvae("evaluate", run_folder, *options, "--json").json()
+    for estimator, arguments in quick.items():
+        values = fastvae("evaluate", run_folder, "--estimator", estimator, *arguments, *options, "--json").json()
+        assert (values["estimator"], values["n_draws"], values["split"]) == (estimator, arguments[1], "test")
+        assert values["log_likelihood"] == pytest.approx(bound["elbo"], abs=5)
+    table = fastvae("evaluate", run_folder, "--estimator", "importance", *options).out
+    assert re.search(r"^log_likelihood +-\d+\.\d{3} nats$", table, re.MULTILINE)
+    assert re.search(r"^effective_sample_size +\d+\.\d$", table, re.MULTILINE)
+    assert re.search(r"^kl_per_dimension +(\d+\.\d{3} )+nats$", fastvae("evaluate", run_folder).out, re.MULTILINE)
+    wrong = fastvae("evaluate", run_folder, "--estimator", "ais", "--density", "kde")
+    assert_error(wrong, 2, "--density belongs to --estimator marginal-likelihood, not ais")
+
+
 def test_a_file_is_split_and_found_as_in_training_from_any_folder(
     fastvae: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
