@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from fastvae import settings
-from fastvae.arguments import integer
+from fastvae.arguments import choice, integer
 from fastvae.callbacks import Callback
-from fastvae.evaluation import DEFAULT_DRAWS, Bound, decode, encode, evaluate_bound
+from fastvae.evaluation import DEFAULT_DRAWS, ESTIMATORS, Bound, LogLikelihood, decode, encode, evaluate_bound
 from fastvae.kernels import Array
 from fastvae.model_data import fitted_dataset
 from fastvae.model_plans import inference_plan
@@ -19,6 +19,7 @@ from fastvae.network import Network
 from fastvae.optimizer import Optimizer
 from fastvae.rng import Stream, normal
 from fastvae.training.state import State
+from fastvae.uses import denoising, imputation, latent_space
 
 __all__ = ["Model"]
 
@@ -180,3 +181,52 @@ class Model:
         return evaluate_bound(
             inference_plan(self), self.params_, dataset, n_draws=n_draws, seed=key, binarize=self.binarize
         )
+
+    def log_likelihood(
+        self,
+        X: Any,
+        *,
+        estimator: str = "importance",
+        random_state: int | None = None,
+        split: str | None = None,
+        **options: Any,
+    ) -> LogLikelihood:
+        """Estimate log p(x) of each row.
+
+        Parameters
+        ----------
+        X : array of shape (N, D), or Dataset
+        estimator : {"importance", "marginal-likelihood", "ais"}
+            Importance sampling from q(z|x); the paper's appendix D, for up to 5 latent dimensions; annealed importance
+            sampling, which takes longest and needs no recognition model.
+        random_state : int, optional
+            Key of the draws, by default `seed_`.
+        split : str, optional
+            Which part of the data X is, for the record.
+        **options
+            The estimator's own arguments, such as ``n_draws``: see `fastvae.evaluation.evaluate_importance`,
+            `evaluate_marginal_likelihood` and `evaluate_ais`.
+
+        Returns
+        -------
+        LogLikelihood
+            With standard errors; `fastvae.evaluation.compare` sets two beside each other.
+
+        Raises
+        ------
+        ValueError
+            The estimator is unknown, or an option out of range.
+        """
+        choice("estimator", estimator, ESTIMATORS)
+        dataset = fitted_dataset(self, X)
+        key = self.seed_ if random_state is None else settings.seed(random_state)
+        plan = inference_plan(self)
+        return ESTIMATORS[estimator](
+            plan, self.params_, dataset, seed=key, binarize=self.binarize, split=split, **options
+        )
+
+    denoise = denoising.denoise
+    impute = imputation.impute
+    manifold = latent_space.manifold
+    traverse = latent_space.traverse
+    interpolate = latent_space.interpolate

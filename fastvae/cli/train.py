@@ -396,14 +396,13 @@ class _Run:
         if shape is None:
             note("the rows are no images, so no pictures were drawn")
             return
-        from fastvae.cli.generate import as_seen
-        from fastvae.report import grid, reconstruction_grid, write_png
+        from fastvae.report import comparison_grid, grid, write_png
 
         rows = self.split.test or self.split.train
         rows = rows.select(slice(min(50, rows.n_rows)))
         del self.split  # so that the pictures do not come on top of the training set
         if self.kind.encodes:
-            pairs = reconstruction_grid(as_seen(rows), self.model.reconstruct(rows), shape)
+            pairs = comparison_grid([rows.as_seen(), self.model.reconstruct(rows)], shape)
             write_png(self.folder / "reconstructions.png", pairs)
         write_png(self.folder / "samples.png", grid(self.model.sample(100), shape))
 
