@@ -28,7 +28,14 @@ def pytest_configure() -> None:
 
 # Modules whose tests run on the CUDA engine's kernels compiled for the CPU too. The others look at time, or at
 # processes and threads, which a GPU does not share.
-_CUDA_HOST_MODULES = {"test_contract", "test_operations", "test_optimizer", "test_rng", "test_trajectory"}
+_CUDA_HOST_MODULES = {
+    "test_algorithms",
+    "test_contract",
+    "test_operations",
+    "test_optimizer",
+    "test_rng",
+    "test_trajectory",
+}
 
 
 def _engine_parameters(*, cuda_host_too: bool) -> Iterator[Any]:

@@ -84,6 +84,41 @@ def test_train_prints_one_object_with_every_figure(
     assert [line.split("  ")[0] for line in result.err.splitlines()] == ["epoch 1/2", "epoch 2/2"]
 
 
+@pytest.mark.parametrize(
+    ("options", "column"),
+    [
+        (("--algorithm", "wake-sleep"), "elbo_test"),
+        (("--algorithm", "mcem"), "log_pxz_train"),
+        (("--algorithm", "autoencoder"), "log_px_train"),
+        (("--estimator", "iwae", "--n-draws", "3"), "elbo_test"),
+    ],
+)
+def test_another_algorithm_trains_goes_on_and_stays(
+    fastvae: Callable[..., Result], tmp_path: Path, options: tuple[str, ...], column: str
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    expected = fastvae("train", *QUICK, *options, "--out", whole, "--epochs", 3, "--json").json()
+    fastvae("train", *QUICK, *options, "--out", parts)
+
+    refused = fastvae("train", "--out", parts, "--resume", options[0], "full-vb" if "algo" in options[0] else "sgvb-a")
+    values = fastvae("train", "--out", parts, "--resume", "--epochs", 3, "--json").json()
+
+    assert refused.code == 1
+    assert f"has {options[0]} {options[1]}, not " in refused.err
+    assert values[column] == expected[column]
+    assert values["algorithm"] == (options[1] if "algo" in options[0] else "aevb")
+    assert (parts / "samples.png").is_file()
+    assert (parts / "reconstructions.png").is_file() == ("mcem" not in options)
+
+
+def test_evaluating_a_model_of_mcem_names_what_to_use(fastvae: Callable[..., Result], tmp_path: Path) -> None:
+    fastvae("train", *QUICK, "--algorithm", "mcem", "--out", tmp_path / "run")
+    result = fastvae("evaluate", tmp_path / "run")
+    assert (result.code, result.out) == (1, "")
+    assert "no recognition model" in result.err
+    assert "log_likelihood with the estimator 'marginal-likelihood'" in result.err
+
+
 def test_train_ends_in_a_table(fastvae: Callable[..., Result], tmp_path: Path) -> None:
     result = fastvae("train", *QUICK, "--out", tmp_path / "run")
 

@@ -28,7 +28,8 @@ class WakeSleep(Composed[Buffers]):
     Both gradients are taken at the same parameters and go into one update, so that an optimizer has one state. The two
     objectives together are no bound, as the paper notes in section 4. The statistics are those of the wake phase:
     log p(x|z), and the analytic KL divergence of q(z|x) from the prior; their difference estimates the same bound as
-    AEVB's (equation 7).
+    AEVB's (equation 7). It may be astronomically low in the first epoch: q has then seen dreams alone, which look like
+    no data, and nothing holds its variance at data.
     """
 
     def allocate(self, rows: int, dtype: Any) -> Buffers:
