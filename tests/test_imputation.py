@@ -138,11 +138,11 @@ def test_chains_converge_whatever_the_encoder_by_their_test(engine: Engine, monk
 def test_the_standard_error_is_that_of_the_chains(engine: Engine) -> None:
     model, rows = LinearGaussian().model(engine), linear_rows(2)
 
-    few = [model.impute(rows, MASK, n_iterations=15, n_chains=8, random_state=seed) for seed in range(60)]
+    few = [model.impute(rows, MASK, n_iterations=15, n_chains=8, random_state=seed) for seed in range(40)]
 
     spread = np.std([each.rows[:, MASK] for each in few], axis=0)
     stated = np.sqrt(np.mean([np.square(each.standard_error)[:, MASK] for each in few], axis=0))
-    np.testing.assert_allclose(stated, spread, rtol=0.4)  # of 60 values: 9 %, four times that
+    np.testing.assert_allclose(stated, spread, rtol=0.45)  # a deviation of 40 values is off by 11 %; four times that
     assert (few[0].standard_error[:, ~MASK] == 0).all()  # type: ignore[index]
     assert model.impute(rows, MASK, n_iterations=15).standard_error is None
 

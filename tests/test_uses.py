@@ -65,19 +65,19 @@ def naive_corruption(kind: str, value: float, amount: float, low: float, high: f
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1.5, 3.0)])
 def test_corruption_is_that_of_the_loops(kind: str, low: float, high: float) -> None:
     rows = grey_rows() * np.float32(high - low) + np.float32(low)
-    ref = [
-        [naive_corruption(kind, float(v), 0.4, low, high, m, d) for d, v in enumerate(r)] for m, r in enumerate(rows)
-    ]
-
     before = rows.copy()
-    comp = corrupt(rows, kind=kind, amount=0.4, random_state=9, data_range=(low, high))
+    ref = [
+        [naive_corruption(kind, value, 0.4, low, high, m, d) for d, value in enumerate(row)]
+        for m, row in enumerate(rows.tolist())
+    ]
+    options: dict[str, Any] = {"kind": kind, "amount": 0.4, "random_state": 9, "data_range": (low, high)}
+
+    comp = corrupt(rows, **options)
 
     assert comp.dtype == np.float32
     np.testing.assert_allclose(comp, ref, atol=1e-6)
     np.testing.assert_array_equal(rows, before)
-    np.testing.assert_array_equal(
-        corrupt(rows[:7], kind=kind, amount=0.4, random_state=9, data_range=(low, high)), comp[:7]
-    )
+    np.testing.assert_array_equal(corrupt(rows[:7], **options), comp[:7])
     assert Stream.CORRUPT == 15
 
 
@@ -182,7 +182,6 @@ def test_a_manifold_needs_two_dimensions() -> None:
 def test_a_traversal_moves_single_dimensions(engine: Engine, dimensions: Any, start: str | None) -> None:
     model, rows = affine_model(3, engine), grey_rows(1)
     base = np.zeros(3) if start is None else model.transform(rows)[0]
-    chosen = {None: [0, 1, 2], 1: [1]}.get(dimensions if not isinstance(dimensions, list) else 0, [2, 0])
     chosen = [0, 1, 2] if dimensions is None else [1] if dimensions == 1 else [2, 0]
     x = {None: None, "row": rows[0], "rows": rows}[start]
 
@@ -263,16 +262,17 @@ def test_digits_are_denoised_and_completed(engine: Engine) -> None:
 
 
 @pytest.mark.realdata
-def test_frey_faces_are_denoised_and_completed(data_root: Path, engine: Engine) -> None:
+def test_frey_faces_are_denoised_and_completed(data_root: Path, compiled: str) -> None:
     split = load("freyface", data_dir=data_root)
     assert split.test is not None
-    model = VAE(10, hidden_dims=(100,), likelihood="gaussian", n_epochs=12, backend=engine.NAME, random_state=0)
-    model.set_params(learning_rate=2e-3).fit(split.train)
+    model = VAE(10, hidden_dims=(200,), likelihood="gaussian", n_epochs=20, backend=compiled, random_state=0)
+    model.fit(split.train)
     clean = split.test.select(slice(0, 100)).as_seen()
     noisy = corrupt(clean, amount=0.2, random_state=0)
 
     ratios = model.denoise(noisy, clean=clean).summary()
     imputed, mean = lower_half_error(model, clean, (28, 20), split.train.as_seen().mean(0))
 
-    assert ratios["psnr_denoised"] > ratios["psnr_corrupted"] + 5, ratios
-    assert imputed < 0.92 * mean, (imputed, mean)
+    # Measured: 22.2 against 14.6 dB, and 0.077 against 0.098.
+    assert ratios["psnr_denoised"] > ratios["psnr_corrupted"] + 6, ratios
+    assert imputed < 0.85 * mean, (imputed, mean)
