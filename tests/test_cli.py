@@ -9,12 +9,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command_line import COMMAND, QUICK, Result, assert_error
 
 from fastvae import VAE, backends
 from fastvae.callbacks import Checkpointing
@@ -26,45 +26,6 @@ from fastvae.kernels import Engine
 from fastvae.model import Model
 from fastvae.model_file import to_checkpoint
 from fastvae.report import write_png
-
-COMMAND = [sys.executable, "-P", "-c", "from fastvae.cli import main; main()"]
-QUICK = ("--hidden", "16", "--latent-dim", "2", "--epochs", "2")
-
-
-@dataclass
-class Result:
-    code: int
-    out: str
-    err: str
-
-    def json(self) -> dict[str, Any]:
-        """The one object on stdout."""
-        values = json.loads(self.out)
-        assert self.out.count("\n") == 1
-        assert isinstance(values, dict)
-        return values
-
-
-@pytest.fixture
-def fastvae(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """Run the command line in this process."""
-
-    def run(*args: str | Path) -> Result:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as info:
-            main([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        return Result(int(info.value.code or 0), out, err)
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run on digits."""
-    folder = tmp_path_factory.mktemp("runs") / "digits"
-    subprocess.run([*COMMAND, "train", *QUICK, "--out", str(folder)], check=True, capture_output=True, timeout=120)
-    return folder
 
 
 def test_train_prints_one_object_with_every_figure(
@@ -337,16 +298,6 @@ def test_data_fetch_without_a_server_is_one_line(
     result = fastvae("data", "fetch", "mnist", "--data-dir", tmp_path)
 
     assert_error(result, 1, str(tmp_path))
-
-
-def assert_error(result: Result, code: int, text: str) -> None:
-    assert result.code == code, result
-    assert result.out == ""
-    last = result.err.splitlines()[-1]
-    assert last.startswith("fastvae: error: ")
-    assert text in last
-    assert result.err.count("fastvae: error:") == 1
-    assert "Traceback" not in result.err
 
 
 @pytest.mark.parametrize(
