@@ -62,10 +62,11 @@ def denoise(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Corrupt some rows, denoise them, and measure both against the originals.
+    """Corrupt some rows and denoise them.
 
-    Denoised rows are the means of p(x|z) at the posterior means of the corrupted ones; a .png shows originals,
-    corrupted and denoised ones below each other. `fastvae reconstruct` denoises rows that come corrupted.
+    Both are measured against the originals, in dB. Denoised rows are the means of p(x|z) at the posterior means of the
+    corrupted ones; a .png shows originals, corrupted and denoised ones below each other. `fastvae reconstruct` denoises
+    rows that come corrupted.
     """
     _, content, model = open_model(checkpoint, backend=backend, threads=threads)
     shape = image_shape(model, out)
