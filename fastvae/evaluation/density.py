@@ -18,7 +18,7 @@ __all__ = ["DENSITIES", "check_density", "fit_density"]
 LogDensity = Callable[[Array], Array]
 
 # A variance that a chain which hardly moved cannot fall below, as a share of the mean over its dimensions.
-RIDGE = 1e-6
+RIDGE = 1e-9
 
 # Bandwidths tried, as factors of Scott's rule.
 BANDWIDTH_FACTORS = np.exp((np.arange(10) - 5) / 2)
