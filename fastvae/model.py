@@ -205,7 +205,8 @@ class Model:
             Which part of the data X is, for the record.
         **options
             The estimator's own arguments, such as ``n_draws``: see `fastvae.evaluation.evaluate_importance`,
-            `evaluate_marginal_likelihood` and `evaluate_ais`.
+            `evaluate_marginal_likelihood` and `evaluate_ais`. The chains of a model of Monte Carlo EM start from the
+            prior, as it has no q(z|x).
 
         Returns
         -------
@@ -215,10 +216,16 @@ class Model:
         Raises
         ------
         ValueError
-            The estimator is unknown, or an option out of range.
+            The estimator is unknown or needs a q(z|x) that the algorithm has not trained, or an option is out of range.
         """
         choice("estimator", estimator, ESTIMATORS)
         dataset = fitted_dataset(self, X)
+        if estimator == "importance":
+            settings.check_has_bound(self)
+        if estimator == "marginal-likelihood":
+            options.setdefault("start", "encoder" if settings.encodes(self) else "prior")
+        if options.get("start") == "encoder":
+            settings.check_encodes(self)
         key = self.seed_ if random_state is None else settings.seed(random_state)
         plan = inference_plan(self)
         return ESTIMATORS[estimator](

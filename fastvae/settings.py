@@ -33,6 +33,7 @@ __all__ = [
     "check_memory",
     "check_unchanged",
     "dtype",
+    "encodes",
     "extra_shapes",
     "from_json",
     "is_fitted",
@@ -179,6 +180,11 @@ def check_fitted(model: Model) -> None:
         )
 
 
+def encodes(model: Model) -> bool:
+    """Return whether a fitted model's algorithm trains a recognition model."""
+    return algorithm_class(model.algorithm_, model.estimator_).encodes
+
+
 def check_encodes(model: Model) -> None:
     """Refuse a model whose algorithm trains no recognition model.
 
@@ -188,10 +194,10 @@ def check_encodes(model: Model) -> None:
         It is a fitted one of algorithm ``"mcem"``.
     """
     check_fitted(model)
-    if not algorithm_class(model.algorithm_, model.estimator_).encodes:
+    if not encodes(model):
         raise ValueError(
             f"a model trained by algorithm={model.algorithm_!r} has no recognition model q(z|x), so it encodes and "
-            "reconstructs nothing; use sample, and log_likelihood with the estimator 'marginal-likelihood'"
+            "reconstructs nothing; use sample, and log_likelihood with estimator='marginal-likelihood' or 'ais'"
         )
 
 
@@ -206,8 +212,8 @@ def check_has_bound(model: Model) -> None:
     check_encodes(model)
     if not algorithm_class(model.algorithm_, model.estimator_).has_bound:
         raise ValueError(
-            f"a model trained by algorithm={model.algorithm_!r} has no distribution q(z|x) and so no bound; "
-            "compare its reconstructions instead"
+            f"a model trained by algorithm={model.algorithm_!r} has no distribution q(z|x) to draw from, so no bound; "
+            "compare its reconstructions, or use log_likelihood with estimator='marginal-likelihood' or 'ais'"
         )
 
 

@@ -396,19 +396,40 @@ def small_rows() -> Array:
     return np.random.default_rng(0).integers(0, 256, (20, 6), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("method", ["transform", "reconstruct", "evaluate", "score"])
-def test_a_model_of_mcem_says_that_it_has_no_recognition_model(method: str) -> None:
+NEEDS_ENCODER: dict[str, Callable[[VAE, Array], Any]] = {
+    "transform": lambda model, x: model.transform(x),
+    "reconstruct": lambda model, x: model.reconstruct(x),
+    "evaluate": lambda model, x: model.evaluate(x),
+    "score": lambda model, x: model.score(x),
+    "log_likelihood": lambda model, x: model.log_likelihood(x),
+    "start": lambda model, x: model.log_likelihood(x, estimator="marginal-likelihood", start="encoder"),
+    "denoise": lambda model, x: model.denoise(x),
+    "interpolate": lambda model, x: model.interpolate(x[0], x[1]),
+    "impute": lambda model, x: model.impute(x, np.eye(*x.shape, dtype=bool)),
+}
+
+
+@pytest.mark.parametrize("use", NEEDS_ENCODER)
+def test_a_model_of_mcem_says_that_it_has_no_recognition_model(use: str) -> None:
+    model = small_vae(algorithm="mcem").fit(small_rows())
+    with pytest.raises(ValueError, match=r"no recognition model q\(z\|x\).*log_likelihood"):
+        NEEDS_ENCODER[use](model, small_rows())
+
+
+def test_what_a_model_of_mcem_is_good_for() -> None:
     model = small_vae(algorithm="mcem").fit(small_rows())
     assert model.sample(3).shape == (3, 6)
-    with pytest.raises(ValueError, match=r"no recognition model q\(z\|x\).*log_likelihood"):
-        getattr(model, method)(small_rows())
+    options: dict[str, Any] = {"estimator": "marginal-likelihood", "n_draws": 5, "random_state": 1}
+    comp, ref = (model.log_likelihood(small_rows(), **options, **start) for start in ({}, {"start": "prior"}))
+    np.testing.assert_array_equal(comp.values, ref.values)
 
 
 def test_an_autoencoder_reconstructs_but_has_no_bound() -> None:
     model = small_vae(algorithm="autoencoder").fit(small_rows())
     assert model.reconstruct(small_rows()).shape == (20, 6)
-    with pytest.raises(ValueError, match="no bound; compare its reconstructions"):
-        model.evaluate(small_rows())
+    for use in ("evaluate", "log_likelihood", "impute"):
+        with pytest.raises(ValueError, match="no bound; compare its reconstructions"):
+            NEEDS_ENCODER[use](model, small_rows())
 
 
 @pytest.mark.parametrize("algorithm", ["mcem", "autoencoder"])

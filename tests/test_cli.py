@@ -77,7 +77,9 @@ def test_evaluating_a_model_of_mcem_names_what_to_use(fastvae: Callable[..., Res
     result = fastvae("evaluate", tmp_path / "run")
     assert (result.code, result.out) == (1, "")
     assert "no recognition model" in result.err
-    assert "log_likelihood with the estimator 'marginal-likelihood'" in result.err
+    assert "--estimator 'marginal-likelihood' or 'ais'" in result.err
+    shown = fastvae("evaluate", tmp_path / "run", "--estimator", "marginal-likelihood", "--n-draws", 5, "--json")
+    assert -100 < shown.json()["log_likelihood"] < 0
 
 
 def test_train_ends_in_a_table(fastvae: Callable[..., Result], tmp_path: Path) -> None:

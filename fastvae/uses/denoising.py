@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastvae import settings
 from fastvae.errors import DataError
 from fastvae.evaluation import decode, encode
 from fastvae.kernels import Array
@@ -73,6 +74,7 @@ def denoise(model: Model, X: Any, *, clean: Any = None) -> Denoised:
     ValueError
         The rows have another width than those of training.
     """
+    settings.check_encodes(model)
     corrupted = fitted_dataset(model, X)
     reference = None if clean is None else fitted_dataset(model, clean)
     if reference is not None and reference.n_rows != corrupted.n_rows:

@@ -115,7 +115,7 @@ def impute(
     ValueError
         The rows have another width than those of training, or an argument is out of range.
     """
-    settings.check_fitted(model)
+    settings.check_has_bound(model)
     n_iterations = integer("n_iterations", n_iterations, low=1)
     n_burn_in = integer("n_burn_in", n_burn_in, low=0, high=n_iterations - 1)
     n_chains, fill = integer("n_chains", n_chains, low=1), choice("fill", fill, FILLS)

@@ -133,6 +133,7 @@ def interpolate(model: Model, a: Any, b: Any, n: int = 10) -> Array:
 
 def _code(model: Model, name: str, row: Any) -> Array:
     """Return the posterior mean of one row, shape (J,)."""
+    settings.check_encodes(model)
     dataset = fitted_dataset(model, np.reshape(row, (1, -1)) if np.ndim(row) == 1 else row)
     if dataset.n_rows != 1:
         raise ValueError(f"{name} must be one row, got {dataset.n_rows}")
