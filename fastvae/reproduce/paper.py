@@ -10,6 +10,8 @@ from importlib.resources import files
 from itertools import pairwise
 from math import log
 
+from fastvae.training.mcem import N_LEAPFROG, N_UPDATES
+
 __all__ = [
     "FIGURES",
     "SAMPLES_PER_SECOND",
@@ -122,6 +124,15 @@ class Experiment:
     hidden: int
     n_train: int
     n_samples: int
+
+    @property
+    def evaluations(self) -> int:
+        """Training samples that a datapoint's visit counts for.
+
+        The paper's axis is "training samples evaluated". Monte Carlo EM evaluates a datapoint at each leapfrog step and
+        at each update, and only counted so is it as slow as the paper shows it.
+        """
+        return N_LEAPFROG + N_UPDATES if self.algorithm == "mcem" else 1
 
     @property
     def name(self) -> str:

@@ -92,7 +92,7 @@ def run(experiment: Experiment, folder: Path, machine: Machine, report: Callable
         resumed = _open(experiment, folder, machine)
         if resumed:
             model, curve = resumed
-            model.n_epochs = -(-experiment.n_samples // _epoch_samples(split))
+            model.n_epochs = _epochs(experiment, split, experiment.n_samples)
         else:
             step_size = _step_size(experiment, split, folder, machine)
             model, curve = (
@@ -150,7 +150,7 @@ def new_model(experiment: Experiment, split: Split, machine: Machine, *, step_si
         likelihood=LIKELIHOODS[experiment.dataset],
         optimizer=Optimizer("adagrad", step_size, hold_steps=HOLD_STEPS),
         batch_size=BATCH_SIZE,
-        n_epochs=-(-n_samples // _epoch_samples(split)),
+        n_epochs=_epochs(experiment, split, n_samples),
         prior=True,
         init=INIT.get((experiment.dataset, experiment.algorithm), DEFAULT_INIT),
         backend=machine.backend,
@@ -160,8 +160,12 @@ def new_model(experiment: Experiment, split: Split, machine: Machine, *, step_si
     )
 
 
-def _epoch_samples(split: Split) -> int:
-    return split.train.n_rows // BATCH_SIZE * BATCH_SIZE
+def _steps(experiment: Experiment, samples: int) -> int:
+    return -(-samples // (BATCH_SIZE * experiment.evaluations))
+
+
+def _epochs(experiment: Experiment, split: Split, samples: int) -> int:
+    return -(-_steps(experiment, samples) // (split.train.n_rows // BATCH_SIZE))
 
 
 def _step_size(experiment: Experiment, split: Split, folder: Path, machine: Machine) -> float:
@@ -202,7 +206,8 @@ class _Points(Callback):
         density = POINTS_PER_DECADE[experiment.measure]
         n_points = ceil(density * log10(experiment.n_samples / FIRST_SAMPLES))
         samples = [FIRST_SAMPLES * 10 ** (i / density) for i in range(n_points)]
-        self.steps = sorted({round(n / BATCH_SIZE) for n in (*samples, experiment.n_samples)})
+        per_step, last = BATCH_SIZE * experiment.evaluations, _steps(experiment, experiment.n_samples)
+        self.steps = sorted({*(round(n / per_step) for n in samples), last})
         self.experiment, self.model, self.curve = experiment, model, curve
         self.path, self.report, self.parent = folder / "curve.csv", report, os.getppid()
         n_rows = MEASURED_ROWS[experiment.measure]
@@ -216,7 +221,7 @@ class _Points(Callback):
         """Measure a point."""
         if os.getppid() != self.parent:
             raise KeyboardInterrupt
-        samples, line = run.state.step * BATCH_SIZE, ""
+        samples, line = run.state.step * BATCH_SIZE * self.experiment.evaluations, ""
         if run.state.step in self.steps:
             values = [self._measure(rows) for rows in self.rows]
             self.curve.append([samples, *values])
