@@ -419,7 +419,7 @@ def test_a_model_of_mcem_says_that_it_has_no_recognition_model(use: str) -> None
 def test_what_a_model_of_mcem_is_good_for() -> None:
     model = small_vae(algorithm="mcem").fit(small_rows())
     assert model.sample(3).shape == (3, 6)
-    options: dict[str, Any] = {"estimator": "marginal-likelihood", "n_draws": 5, "random_state": 1}
+    options: dict[str, Any] = {"estimator": "marginal-likelihood", "n_draws": 20, "random_state": 1}
     comp, ref = (model.log_likelihood(small_rows(), **options, **start) for start in ({}, {"start": "prior"}))
     np.testing.assert_array_equal(comp.values, ref.values)
 
