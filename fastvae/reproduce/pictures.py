@@ -12,6 +12,7 @@ from fastvae.model import Model
 from fastvae.model_file import read_model
 from fastvae.report import grid, write_png
 from fastvae.reproduce.paper import Experiment
+from fastvae.reproduce.run import report_damaged
 
 __all__ = ["write_manifolds", "write_samples"]
 
@@ -44,7 +45,7 @@ def write_samples(experiments: Sequence[Experiment], out: Path) -> list[Path]:
 
 
 def _model(out: Path, experiment: Experiment) -> Model:
-    return read_model(out / "runs" / experiment.name / "checkpoints", lambda *_: None, Model)[2]
+    return read_model(out / "runs" / experiment.name / "checkpoints", report_damaged, Model)[2]
 
 
 def _shape(model: Model) -> tuple[int, int]:

@@ -10,10 +10,10 @@ from math import ceil, inf, log10
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastvae.callbacks import Callback, Checkpointing
+from fastvae.callbacks import Callback, Checkpointing, say
 from fastvae.checkpoint import list_checkpoints
 from fastvae.data import Dataset, Split, load
-from fastvae.errors import CheckpointError, DivergenceError
+from fastvae.errors import CheckpointError, DivergenceError, one_line
 from fastvae.evaluation import PASSING_DRAWS
 from fastvae.files import lock_folder, make_folder, replace_file
 from fastvae.model import Model
@@ -26,7 +26,7 @@ from fastvae.training import fitting
 if TYPE_CHECKING:
     from fastvae.training.loop import Run
 
-__all__ = ["STEP_SIZES", "Machine", "load_split", "new_model", "read_curves", "run"]
+__all__ = ["STEP_SIZES", "Machine", "load_split", "new_model", "read_curves", "report_damaged", "run"]
 
 BATCH_SIZE = 100
 # Section 5: "chosen from {0.01, 0.02, 0.1} based on performance on the training set in the first few iterations".
@@ -95,10 +95,8 @@ def run(experiment: Experiment, folder: Path, machine: Machine, report: Callable
             model.n_epochs = _epochs(experiment, split, experiment.n_samples)
         else:
             step_size = _step_size(experiment, split, folder, machine)
-            model, curve = (
-                new_model(experiment, split, machine, step_size=step_size, n_samples=experiment.n_samples),
-                [],
-            )
+            model = new_model(experiment, split, machine, step_size=step_size, n_samples=experiment.n_samples)
+            curve = []
         points = _Points(experiment, model, split, folder, curve, report)
         source = {"data": experiment.dataset, "test_fraction": None, "data_dir": machine.data_dir}
         saving = Checkpointing(
@@ -129,7 +127,7 @@ def _open(experiment: Experiment, folder: Path, machine: Machine) -> tuple[Model
     """Return the model and curve of the newest checkpoint, or None where there is none."""
     if not list_checkpoints(folder / "checkpoints"):
         return None
-    path, checkpoint, model = read_model(folder / "checkpoints", lambda *_: None, Model)
+    path, checkpoint, model = read_model(folder / "checkpoints", report_damaged, Model)
     begun = Experiment(**checkpoint.metadata["experiment"])
     if replace(begun, n_samples=experiment.n_samples) != experiment:
         raise CheckpointError(f"{path} belongs to another experiment ({begun.name}); name another --out")
@@ -139,6 +137,11 @@ def _open(experiment: Experiment, folder: Path, machine: Machine) -> tuple[Model
             raise CheckpointError(f"the run in {folder} has --{name} {before}; keep it or name another --out")
     model.backend, model.n_threads = machine.backend, machine.threads
     return model, checkpoint.metadata["curve"]
+
+
+def report_damaged(path: Path, error: CheckpointError) -> None:
+    """Name a damaged checkpoint on stderr; an older one is taken."""
+    say(f"fastvae: skipping a damaged checkpoint: {one_line(error)}")
 
 
 def new_model(experiment: Experiment, split: Split, machine: Machine, *, step_size: float, n_samples: int) -> Model:

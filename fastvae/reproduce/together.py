@@ -64,11 +64,13 @@ def run_all(
                 code = running.pop(name).exitcode
                 if code and name not in failed:
                     failed[name] = f"its process ended with code {code}"
-    except BaseException:
+    except BaseException as error:
         for process in running.values():
             process.terminate()
         for process in running.values():
             process.join()
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt("interrupted; the same command goes on from there") from None
         raise
     if failed:
         raise FastvaeError("; ".join(f"{name} failed: {error}" for name, error in failed.items()))
@@ -78,6 +80,8 @@ def _child(experiment: Experiment, folder: Path, machine: Machine, messages: Any
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
+    # Ctrl-C reaches all processes of the terminal; whoever started this one passes it on.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, interrupt)
     try:
         run(experiment, folder, machine, lambda samples, line: messages.put((experiment.name, samples, line, "")))
