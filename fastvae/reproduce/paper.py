@@ -9,6 +9,7 @@ from functools import cache
 from importlib.resources import files
 from itertools import pairwise
 from math import log
+from typing import Any
 
 from fastvae.training.mcem import N_LEAPFROG, N_UPDATES
 
@@ -168,7 +169,7 @@ def experiments(
         for algorithm in protocol.algorithms
         for J in sorted(protocol.latent_dims[dataset], reverse=True)
     ]
-    wanted = {
+    wanted: dict[str, set[Any]] = {
         "dataset": set(datasets),
         "latent_dim": set(latent_dims),
         "algorithm": set(algorithms),
@@ -185,17 +186,17 @@ def experiments(
 @cache
 def _curves() -> dict[tuple[str, str, int, int, str, str], Curve]:
     points: dict[tuple[str, str, int, int, str, str], list[tuple[float, float]]] = {}
-    with (files("fastvae.reproduce") / "paper_curves.csv").open(encoding="utf-8", newline="") as stream:
-        for row in csv.DictReader(stream):
-            key = (
-                f"fig{row['figure']}",
-                row["dataset"],
-                int(row["latent_dim"]),
-                int(row["n_train"] or 0),
-                row["algorithm"],
-                row["split"],
-            )
-            points.setdefault(key, []).append((float(row["samples_seen"]), float(row["nats_per_datapoint"])))
+    table = (files("fastvae.reproduce") / "paper_curves.csv").read_text(encoding="utf-8")
+    for row in csv.DictReader(table.splitlines()):
+        key = (
+            f"fig{row['figure']}",
+            row["dataset"],
+            int(row["latent_dim"]),
+            int(row["n_train"] or 0),
+            row["algorithm"],
+            row["split"],
+        )
+        points.setdefault(key, []).append((float(row["samples_seen"]), float(row["nats_per_datapoint"])))
     return {key: tuple(sorted(curve)) for key, curve in points.items()}
 
 

@@ -44,7 +44,7 @@ def run_all(
     """
     context = multiprocessing.get_context("spawn")
     messages: Any = context.Queue()
-    waiting, running, failed = list(experiments), {}, {}
+    waiting, running, failed = list(experiments), dict[str, Any](), dict[str, str]()
     progress = _Progress(experiments, say)
     try:
         while waiting or running:

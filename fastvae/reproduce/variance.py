@@ -79,10 +79,10 @@ def variances(
 
 def _moments(plan: Plan, params: Array, x: Array, estimator: str, seed: int) -> tuple[float, float]:
     """Return the squared length of the mean gradient, and the sum of the parameters' variances."""
-    total, squares = 0.0, 0.0
+    total, squares = np.zeros(plan.network.layout.encoder[-1].end), 0.0
     for draw in range(N_DRAWS):
         gradient = phi_gradient(plan, params, x, estimator=estimator, seed=seed, step=draw).astype(np.float64)
-        total = total + gradient
+        total += gradient
         squares += float(gradient @ gradient)
     length = float(total @ total) / N_DRAWS**2
     variance = (squares - N_DRAWS * length) / (N_DRAWS - 1)
