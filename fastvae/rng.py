@@ -40,7 +40,7 @@ class Stream(IntEnum):
     DREAM = 8  # x of dreams given z, step = training step, element = r * D + d
     MOMENTUM = 9  # momenta of HMC, step = transition, element = r * J + j
     ACCEPT = 10  # two uniforms per row of HMC: for acceptance and for the step size, step = transition, element = 2 r
-    PARAMETERS = 11  # draw of theta of full variational Bayes, step = training step, element = place in its part of the flat buffer
+    PARAMETERS = 11  # draw of theta of full variational Bayes, step = training step, element = place within theta
     IMPORTANCE = 12  # pool of eps of importance sampling, as EVALUATION
     AIS = 13  # initial z of the Markov chains of evaluation
     # Chains of missing values, of all rows the same: iteration i draws z at step 3 i, element = chain * J + j, the
