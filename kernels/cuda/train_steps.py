@@ -14,9 +14,11 @@ import numpy as np
 from fastvae.kernels import Array
 from fastvae.kernels.cuda import phases
 from fastvae.kernels.cuda.arrays import DeviceArray
+from fastvae.kernels.cuda.cublas_step import CublasStep, Operands
 from fastvae.kernels.cuda.gather import arrays_of, dataset_at
-from fastvae.kernels.cuda.launch import LOOP, STEP, Device, Graph, Launch, Matrix
+from fastvae.kernels.cuda.launch import LOOP, STEP, Device, Graph, Launch, Matrix, Work
 from fastvae.kernels.cuda.optimizer import steps_table
+from fastvae.kernels.cuda.paths import step_flops
 from fastvae.kernels.cuda.source import Resident, Streamed
 from fastvae.kernels.cuda.step import Step, Tables
 from fastvae.kernels.cuda.workspace import Memory, Workspace, pack
@@ -44,6 +46,7 @@ class Training:
         self._tables_memory, self._tables_size, self._tables = Memory(device), (0, 0), Tables(0, 0, 0, 0)
         self._data_memory, self._data_places, self._data_sizes = Memory(device), list[int](), tuple[int, ...]()
         self._graph: tuple[bytes, Graph] | None = None
+        self._operands: Operands | None = None  # made by the first step whose products are cuBLAS's
 
     def _slot(self) -> list[Matrix]:
         layers = (*self._work.encoder, *self._work.decoder)
@@ -66,8 +69,12 @@ class Training:
         decay: float,
         stats: Array,
         done: Array,
+        path: str,
     ) -> None:
-        """Make the steps of `order`; arguments are those of `fastvae.kernels.Plan.train_steps`, checked."""
+        """Make the steps of `order`.
+
+        `path` is one of `paths.PATHS`; the other arguments are those of `fastvae.kernels.Plan.train_steps`, checked.
+        """
         n_steps, rows = order.shape
         tables = self._room(n_steps, rows)
         length = self._graph_length(n_steps, rows)
@@ -86,24 +93,28 @@ class Training:
         self._device.upload(tables.loop, loop)
         self._device.upload(tables.steps, table)
         self._device.upload(tables.order, order)
-        step_launches = Step(
-            network=self._network,
-            work=self._work,
-            slots=self._slots,
-            terms=self._terms,
-            tables=tables,
-            precision=self._precision,
-            draws=self._draws,
-            data=source.data,
-            index=source.index,
-            rows=rows,
-            n_slots=optimizer.n_slots,
-            scale=scale,
-            binarize=binarize,
-            seed=seed,
-        ).launches()
-        graph = self._recorded(list(step_launches), length)
+        fields: dict[str, Any] = {
+            "network": self._network,
+            "work": self._work,
+            "slots": self._slots,
+            "terms": self._terms,
+            "tables": tables,
+            "precision": self._precision,
+            "draws": self._draws,
+            "data": source.data,
+            "index": source.index,
+            "rows": rows,
+            "n_slots": optimizer.n_slots,
+            "scale": scale,
+            "binarize": binarize,
+            "seed": seed,
+        }
+        operands = self._operands_of(path)
+        step_made = CublasStep(**fields, operands=operands) if operands else Step(**fields)
+        graph = self._recorded(list(step_made.launches()), length)
         self._exchange(params, state, store=False)
+        if operands:
+            self._device.run(list(operands.load()), self._precision)
         try:
             source.bring(0)
             for i in range(-(-n_steps // length)):
@@ -128,9 +139,14 @@ class Training:
         self._device.download(stats[: n_done + stopped], tables.stats)
         done[0] = n_done
 
-    def _recorded(self, launches: list[Launch], length: int) -> Graph:
+    def _operands_of(self, path: str) -> Operands | None:
+        if path == "cublas" and self._operands is None:
+            self._operands = Operands(self._network, self._flat, self._work, self._draws, self._precision)
+        return self._operands if path == "cublas" else None
+
+    def _recorded(self, launches: list[Work], length: int) -> Graph:
         """The graph of `length` steps; the last one again when nothing in it has changed."""
-        key = b"".join(launch.kernel.encode() + launch.arguments.tobytes() for launch in launches)
+        key = b"".join(launch.key for launch in launches)
         key += length.to_bytes(4, "little")
         if self._graph is None or self._graph[0] != key:
             self._graph = key, self._device.graph(launches * length, self._precision)
@@ -138,9 +154,8 @@ class Training:
 
     def _graph_length(self, n_steps: int, rows: int) -> int:
         """Steps of a graph: a power of two, so that chunks of similar length share one."""
-        layers = (*self._work.encoder, *self._work.decoder)
-        work = 6 * self._draws * rows * sum(layer.fan_in * layer.fan_out for layer in layers)
-        most = min(n_steps, _MAX_GRAPH_STEPS, max(1, int(_GRAPH_SECONDS * self._device.rate / work)))
+        seconds = step_flops(self._network, rows, self._draws) / self._device.rate
+        most = min(n_steps, _MAX_GRAPH_STEPS, max(1, int(_GRAPH_SECONDS / seconds)))
         return 1 << most.bit_length() - 1
 
     def _room(self, n_steps: int, rows: int) -> Tables:
