@@ -198,9 +198,10 @@ class SmallDevice(HostDevice):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+@pytest.mark.parametrize("storage", ["dense", "csr", "csr-wide"])
 @pytest.mark.parametrize(("rate", "binarize"), [(1e3, "none"), (1e9, "none"), (1e9, "fixed")])
 def test_rows_that_the_device_has_no_room_for_are_brought_graph_by_graph(
-    dtype: Any, rate: float, binarize: str
+    storage: str, dtype: Any, rate: float, binarize: str
 ) -> None:
     """To the same bits, the number of a row in the dataset keying its noise as ever."""
     network = Network(48, 3, (10,), (10,))
@@ -208,18 +209,23 @@ def test_rows_that_the_device_has_no_room_for_are_brought_graph_by_graph(
     for each in (expected, training):
         each.data = np.tile(each.data, (200, 1)).astype(dtype)
         each.order += 90 * np.arange(7)[:, np.newaxis]
+        if storage != "dense":
+            each.data[:, ::3] = 0
+            each.data[each.order[2]] = 0  # a step without any value
+            each.data = scipy.sparse.csr_array(each.data)
+        if storage == "csr-wide":
+            each.data.indices, each.data.indptr = (a.astype(np.int64) for a in (each.data.indices, each.data.indptr))
     device = SmallDevice()
-    device.limit, device.rate = training.data.nbytes - 1, rate  # graphs of one step, and of four
+    size = training.data.nbytes if storage == "dense" else training.data.data.nbytes
+    device.limit, device.rate = size - 1, rate  # graphs of one step, and of four
     plan = training.plan(device)
     for _ in range(2):  # the second call finds what the first has left
         training.run(plan, binarize=binarize)
         expected.run(expected.plan(), binarize=binarize)
         assert training.bits() == expected.bits()
-    sparse = Training(network, rows=8)
-    sparse.data = scipy.sparse.csr_array(training.data)
-    device.limit = 1000
+    device.limit, training.data = 100, training.data[:-1]
     with pytest.raises(MemoryError, match="too small"):
-        sparse.run(plan)
+        training.run(plan)
 
 
 def test_an_interrupt_leaves_a_whole_number_of_steps() -> None:

@@ -129,6 +129,8 @@ class CupyDevice:
 
     def upload_ahead(self, address: int, array: Array) -> None:
         """Copy in on a stream beside the other."""
+        if not array.nbytes:
+            return
         with self.used_by():
             kind = runtime.memcpyHostToDevice
             runtime.memcpyAsync(address, array.ctypes.data, array.nbytes, kind, self._copies.ptr)

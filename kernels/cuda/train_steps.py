@@ -175,7 +175,7 @@ class Training:
     def _source(self, data: Any, order: Array, order_at: int, length: int) -> Resident | Streamed:
         """Bring the dataset to the device, to where the last one of these sizes was, so that graphs hold.
 
-        Dense rows for which the device has no room are brought in graph by graph.
+        Rows for which the device has no room are brought in graph by graph.
         """
         if isinstance(data, DeviceArray):
             return Resident(dataset_at([data.address], data), order_at)
@@ -187,8 +187,7 @@ class Training:
             try:
                 self._data_places, self._data_sizes = [self._data_memory.bytes(size) for size in sizes], sizes
             except MemoryError:
-                if len(arrays) > 1:
-                    raise
+                self._data_memory = Memory(self._device)  # what there was room for is freed too
                 return Streamed(self._device, data, order, length)
         for address, array in zip(self._data_places, arrays, strict=True):
             self._device.upload(address, array)
