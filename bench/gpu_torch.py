@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 
 from fastvae.bench.cases import Case
 from fastvae.bench.peers_torch import TorchModel
 from fastvae.data import Dataset
 from fastvae.kernels import Array
+from fastvae.optimizer import Optimizer
 
 __all__ = ["VARIANTS", "TorchSteps", "set_precision"]
 
@@ -34,7 +34,7 @@ _WARM_UP = 3
 
 def set_precision(precision: str) -> None:
     """Let float32 products be float32 ("fp32"), or tf32 ("tf32", "bf16": what autocast leaves in float32)."""
-    torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
+    torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
 
 
 class _Loss(torch.nn.Module):  # type: ignore[misc]
@@ -73,27 +73,19 @@ class TorchSteps:
         mode, whole, captured = VARIANTS[variant]
         self.model = TorchModel(case, data, bf16=precision == "bf16", device=device)
         self.order, self.at = torch.from_numpy(order).to(device), torch.zeros(1, dtype=torch.int64, device=device)
-        self.total = torch.zeros((), device=device)  # of the losses since `bound` was asked
-        self.n_steps = 0
+        self.total, self.n_steps = torch.zeros((), device=device), 0  # of the losses since `bound` was asked
         self.eps: Any = None  # given by tests
-        self._module, o = _Loss(self.model), case.optimizer
-        if whole:
-            self._params = {name: p.detach() for name, p in self._module.named_parameters()}
-            self._squares = {name: torch.zeros_like(p) for name, p in self._params.items()}
-            self._rate, self._epsilon = o.learning_rate, o.epsilon
-            self._update_along = self._whole_step
-        else:
-            self._optimizer = _adagrad(self.model.parameters, lr=o.learning_rate, eps=o.epsilon)
-            self._update_along = self._eager_step
-        self._compiled(mode, whole)
+        self._mode = mode
+        self._move = self._as_one_function(case.optimizer) if whole else self._by_autograd(case.optimizer)
         self._graph = self._captured() if captured and device == "cuda" else None
 
     def run(self, steps: int) -> int:
         """Queue about so many steps; return how many."""
         each = _CAPTURED if self._graph else 1
         rounds = -(-steps // each)
+        once = self._graph.replay if self._graph else self._step
         for _ in range(rounds):
-            self._graph.replay() if self._graph else self._step()
+            once()
         self.n_steps += rounds * each
         return rounds * each
 
@@ -107,39 +99,46 @@ class TorchSteps:
     def _step(self) -> None:
         index = self.order.index_select(0, self.at).squeeze(0)
         self.at.add_(1).remainder_(len(self.order))
-        self.total.add_(self._update_along(index))
+        self.total.add_(self._move(index))
 
-    def _eager_step(self, index: Any) -> Any:
-        self._optimizer.zero_grad(set_to_none=True)
-        loss = self._loss(index, self.eps)
-        loss.backward()
-        self._optimizer.step()
-        return loss.detach()
+    def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        if not self._mode:
+            return function
+        torch._dynamo.reset()  # what was compiled for other sizes counts towards a limit, beyond which nothing is
+        return torch.compile(function, mode=self._mode, dynamic=False, fullgraph=True)
 
-    def _whole_step(self, index: Any) -> Any:
-        return self._function(self._params, self._squares, index, self.eps)
+    def _by_autograd(self, o: Optimizer) -> Callable[[Any], Any]:
+        """Compile the loss with its gradient; the optimizer is PyTorch's."""
+        loss_of = self._compiled(self.model.loss)
+        optimizer = _adagrad(self.model.parameters, lr=o.learning_rate, eps=o.epsilon)
 
-    def _compiled(self, mode: str | None, whole: bool) -> None:
-        compiled: Callable[[Any], Any] = (
-            (lambda function: torch.compile(function, mode=mode, dynamic=False)) if mode else (lambda function: function)
-        )
-        module, rate, epsilon = self._module, getattr(self, "_rate", 0.0), getattr(self, "_epsilon", 0.0)
+        def move(index: Any) -> Any:
+            optimizer.zero_grad(set_to_none=True)
+            loss = loss_of(index, self.eps)
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        return move
+
+    def _as_one_function(self, o: Optimizer) -> Callable[[Any], Any]:
+        """Compile loss, gradients and Adagrad as one function, for the compiler to fuse."""
+        module = _Loss(self.model)
+        params = {name: p.detach() for name, p in module.named_parameters()}
+        squares = {name: torch.zeros_like(p) for name, p in params.items()}
 
         def step(params: Any, squares: Any, index: Any, eps: Any) -> Any:
-            """Loss, gradients and Adagrad as one function, for the compiler to fuse."""
-
             def loss_of(values: Any) -> Any:
                 return torch.func.functional_call(module, values, (index, eps))
 
             grads, loss = torch.func.grad_and_value(loss_of)(params)
-            with torch.no_grad():
-                for name, g in grads.items():
-                    squares[name].addcmul_(g, g)
-                    params[name].addcdiv_(g, squares[name].sqrt().add_(epsilon), value=-rate)
+            for name, g in grads.items():
+                squares[name].addcmul_(g, g)
+                params[name].addcdiv_(g, squares[name].sqrt().add_(o.epsilon), value=-o.learning_rate)
             return loss
 
-        self._loss = module if whole else compiled(self.model.loss)
-        self._function = compiled(step) if whole else step
+        compiled = self._compiled(step)
+        return lambda index: compiled(params, squares, index, self.eps)
 
     def _captured(self) -> Any:
         """Several steps as a graph, after a warm-up on another stream, as the documentation of CUDA graphs has it."""
@@ -156,15 +155,12 @@ class TorchSteps:
         return graph
 
 
-def _adagrad(parameters: Any, **constants: float) -> Any:
+def _adagrad(parameters: list[Any], **constants: float) -> Any:
     """The fused optimizer, or that by lists of tensors where this PyTorch has none fused for the device."""
+    trial = torch.zeros_like(parameters[0], requires_grad=True)
+    trial.grad = torch.zeros_like(trial)
     try:
-        optimizer = torch.optim.Adagrad(parameters, fused=True, **constants)
-        zeros = [torch.zeros_like(p, requires_grad=True) for p in parameters]
-        trial = torch.optim.Adagrad(zeros, fused=True, **constants)
-        for zero in zeros:
-            zero.grad = torch.zeros_like(zero)
-        trial.step()
+        torch.optim.Adagrad([trial], fused=True).step()
     except (RuntimeError, NotImplementedError):
         return torch.optim.Adagrad(parameters, foreach=True, **constants)
-    return optimizer
+    return torch.optim.Adagrad(parameters, fused=True, **constants)

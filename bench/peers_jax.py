@@ -149,9 +149,9 @@ class _Training:
         params = self.model.start()
         self.carry = (params, _zero_state(self.case.optimizer, params), jnp.float32(1), jax.random.key(0))
 
-    def run(self, order: Array) -> None:
-        self.carry, values = self.scan(self.carry, self.rows, order.astype(np.int32))
-        jax.block_until_ready(values)
+    def run(self, order: Any) -> None:
+        self.carry, self.losses = self.scan(self.carry, self.rows, order.astype(np.int32))
+        jax.block_until_ready(self.losses)
 
     def params(self) -> Array:
         flat = np.empty(self.case.network.layout.size, np.float32)

@@ -86,7 +86,8 @@ class TorchModel:
         self.encoder, self.decoder = self._chain(case.network.encoder_dims), self._chain(case.network.decoder_dims)
         if data.is_sparse:
             self.encoder[0] = _FromNonzeros(*case.network.encoder_dims[:2])
-        self.encoder.to(device), self.decoder.to(device)
+        for side in (self.encoder, self.decoder):
+            side.to(device)
         self.load()
 
     def _chain(self, dims: tuple[int, ...]) -> Any:
@@ -96,6 +97,7 @@ class TorchModel:
 
     @property
     def parameters(self) -> list[Any]:
+        """Weights and biases of every layer."""
         return [*self.encoder.parameters(), *self.decoder.parameters()]
 
     def _linears(self) -> list[tuple[Dense, Any]]:
@@ -111,6 +113,7 @@ class TorchModel:
                 linear.bias.copy_(torch.from_numpy(layer.bias(flat)))
 
     def flat(self) -> Array:
+        """Return the parameters as our flat buffer."""
         flat = np.empty(self.network.layout.size, np.float32)
         for layer, linear in self._linears():
             layer.weight(flat)[:] = _weight(linear).detach().cpu().numpy()
@@ -129,11 +132,13 @@ class TorchModel:
         return x, (columns.index_select(0, index), self._scaled(values, index))
 
     def encode(self, x: Any) -> Any:
+        """Return mu and logvar."""
         with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
             heads = self.encoder(x)
         return heads.float().chunk(2, dim=1)
 
     def decode(self, z: Any) -> Any:
+        """Return the decoder's heads."""
         with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
             out = self.decoder(z)
         return out.float()
@@ -148,7 +153,6 @@ class TorchModel:
         logvar = self.network.logvar_floor + functional.softplus(raw - self.network.logvar_floor)
         terms = -0.5 * (np.log(2 * np.pi) + logvar + (x - mean).square() * torch.exp(-logvar))
         return terms.sum() if reduction == "sum" else terms
-
 
     def loss(self, index: Any, eps: Any = None) -> Any:
         """Minus the bound of a minibatch with one draw, eps of shape (M, J) or drawn here: its mean over the rows."""

@@ -165,7 +165,7 @@ os.wait()
 
 
 def test_a_forked_child_is_told() -> None:
-    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-P", "-c", FORKED], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.startswith(f"{BackendError.__name__} CUDA does not work in a forked child"), done.stdout
 
 

@@ -21,7 +21,7 @@ from fastvae.kernels.cuda.launch import Launch, Product, Work
 from fastvae.kernels.cuda.paths import VARIABLE
 from fastvae.kernels.cuda.sources import FILES, options, source_of
 
-__all__ = ["CupyDevice", "describe"]
+__all__ = ["CupyDevice", "describe", "libcublas"]
 
 _OLDEST = (8, 0)  # cp.async, and mma of tf32 and bf16
 _WITHOUT_ASKING = 48 * 1024  # bytes of shared memory that a kernel may have by default
@@ -206,7 +206,7 @@ class CupyDevice:
     def _cublas(self) -> Cublas:
         if self._products is None:
             workspace = self.zeros(WORKSPACE_BYTES)
-            self._products = Cublas(_libcublas(), self.stream.ptr, workspace.address), workspace
+            self._products = Cublas(libcublas(), self.stream.ptr, workspace.address), workspace
         return self._products[0]
 
     def _function(self, launch: Launch, precision: str) -> Any:
@@ -218,7 +218,7 @@ class CupyDevice:
 
 
 @cache
-def _libcublas() -> Any:
+def libcublas() -> Any:
     """Return the library that CuPy finds, wherever that is, and loads."""
     try:
         from cupy_backends.cuda.libs import cublas as _loads_it  # noqa: F401

@@ -271,6 +271,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
     cupy, cuda, runtime = ModuleType("cupy"), ModuleType("cupy.cuda"), Runtime("cupy.cuda.runtime")
     cupy.cuda, cupy.RawModule = cuda, RawModule  # type: ignore[attr-defined]
     cupy.from_dlpack = lambda value: value.shared  # type: ignore[attr-defined]
+    cupy.asarray = np.array  # type: ignore[attr-defined]
     Stream.null = Stream.current = Stream(non_blocking=False)
     Stream.seen.clear()
 
