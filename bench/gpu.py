@@ -27,6 +27,7 @@ from fastvae.data import Dataset
 from fastvae.errors import one_line
 from fastvae.files import replace_file
 from fastvae.kernels import Plan
+from fastvae.kernels.cuda import paths
 from fastvae.network import Network, initialise
 from fastvae.optimizer import Optimizer
 
@@ -214,7 +215,6 @@ _Runner = tuple[str, str, Callable[[Case, Dataset, Any], Steps]]
 def _ours(shape: tuple[int, int], sweep: bool) -> Iterator[_Runner]:
     import cupy
 
-    from fastvae.kernels.cuda import paths
     from fastvae.kernels.cuda.device import CupyDevice
     from fastvae.kernels.cuda.plan import CudaPlan
 
@@ -326,6 +326,9 @@ def steps(who: str, sweep: bool, seconds: float, json_file: Path) -> None:
             else:
                 step = line["us_per_step"]
                 line["tflops"] = case.flops / step["p50"] / 1e6
+                if who == "ours":
+                    choice = paths.chosen("auto", case.network, case.batch_size, 1, precision)
+                    line["is_default"] = name == f"fastvae {choice}"
                 document["steps"].append(line)
                 click.echo(
                     f"{case.name}, {name} {precision}: {step['p50']:.1f} us ({step['p20']:.1f} to {step['p80']:.1f}), "
@@ -353,18 +356,12 @@ def report(files: tuple[Path, ...], json_file: Path) -> None:
         for key in ("steps", "failed", "left_out"):
             lists[key] += part.get(key, [])
     document |= lists
-    document["crossover"] = _crossover()
+    document["crossover_flops"] = paths.CROSSOVER
     document["steps"] = with_ratios(document["steps"])
     document["targets"] = judged(document["steps"], document["constants"])
     _write(json_file, document)
     for target in document["targets"]:
         click.echo(f"{target['target']}: {target['verdict']} ({target['figures']})")
-
-
-def _crossover() -> dict[str, float]:
-    from fastvae.kernels.cuda.paths import CROSSOVER
-
-    return CROSSOVER
 
 
 if __name__ == "__main__":

@@ -152,28 +152,31 @@ def _products() -> list[dict[str, Any]]:
     """Products of cuBLAS on random numbers, as the engine asks for them."""
     import cupy
 
-    from fastvae.kernels.cuda.cublas import WORKSPACE_BYTES, Cublas
-    from fastvae.kernels.cuda.device import libcublas
-
-    draw, lines, repeated = np.random.default_rng(0), list[dict[str, Any]](), 10
-    workspace, library = cupy.empty(WORKSPACE_BYTES, np.uint8), libcublas()
+    draw, lines = np.random.default_rng(0), list[dict[str, Any]]()
     for m, n, k in PRODUCTS:
         values = [cupy.asarray(draw.standard_normal(shape, np.float32)) for shape in ((m, k), (k, n))]
         for precision in ("fp32", "tf32", "bf16"):
-            a, b = (as_stored(each, precision) for each in values)
-            c = cupy.empty((m, n), np.float32)
-            product = Product(*(Matrix(x.data.ptr, x.shape[1]) for x in (a, b, c)), m, n, k)
-            cupy.cuda.Device().synchronize()
-            handles = dict[int, Cublas]()
-
-            def work(
-                stream: Any, product: Product = product, precision: str = precision, handles: Any = handles
-            ) -> None:
-                if stream.ptr not in handles:
-                    handles[stream.ptr] = Cublas(library, stream.ptr, workspace.data.ptr)
-                for _ in range(repeated):
-                    handles[stream.ptr].multiply(product, precision)
-
-            rates = [2e-6 * m * n * k / us for us in _microseconds(work, repeated)]
-            lines.append({"m": m, "n": n, "k": k, "precision": precision, **spread(rates)})
+            arrays = [*(as_stored(each, precision) for each in values), cupy.empty((m, n), np.float32)]
+            a, b, c = (Matrix(array.data.ptr, array.shape[1]) for array in arrays)
+            times = _product_microseconds(Product(a, b, c, m, n, k), precision)
+            rates = spread([2e-6 * m * n * k / us for us in times])
+            lines.append({"m": m, "n": n, "k": k, "precision": precision, **rates})
     return lines
+
+
+def _product_microseconds(product: Product, precision: str) -> list[float]:
+    import cupy
+
+    from fastvae.kernels.cuda.cublas import WORKSPACE_BYTES, Cublas
+    from fastvae.kernels.cuda.device import libcublas
+
+    workspace, handles, repeated = cupy.empty(WORKSPACE_BYTES, np.uint8), list[Cublas](), 10
+    cupy.cuda.Device().synchronize()
+
+    def work(stream: Any) -> None:
+        if not handles:
+            handles.append(Cublas(libcublas(), stream.ptr, workspace.data.ptr))
+        for _ in range(repeated):
+            handles[0].multiply(product, precision)
+
+    return _microseconds(work, repeated)

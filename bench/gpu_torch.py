@@ -105,7 +105,8 @@ class TorchSteps:
         if not self._mode:
             return function
         torch._dynamo.reset()  # what was compiled for other sizes counts towards a limit, beyond which nothing is
-        return torch.compile(function, mode=self._mode, dynamic=False, fullgraph=True)
+        compiled: Callable[..., Any] = torch.compile(function, mode=self._mode, dynamic=False, fullgraph=True)
+        return compiled
 
     def _by_autograd(self, o: Optimizer) -> Callable[[Any], Any]:
         """Compile the loss with its gradient; the optimizer is PyTorch's."""

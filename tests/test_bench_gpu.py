@@ -157,7 +157,7 @@ def test_report_joins_what_there_is(tmp_path: Path) -> None:
     result = json.loads(joined.read_text())
     assert (result["device"], result["versions"]) == ("A device", {"numpy": "2", "torch": "2"})
     assert (result["missing"], result["failed"], result["left_out"]) == (["jax.json"], failed, left_out)
-    assert result["crossover"].keys() == {"fp32", "tf32", "bf16"}
+    assert result["crossover_flops"].keys() == {"fp32", "tf32", "bf16"}
 
 
 # --- the command, on a stand-in for CuPy -----------------------------------------------------------------------------
@@ -179,6 +179,7 @@ def test_our_steps_are_measured_on_both_paths(tmp_path: Path, monkeypatch: pytes
             ("fastvae own", "bf16"),
             ("fastvae cublas", "bf16"),
         ]
+        assert [one["is_default"] for one in result["steps"]] == [True, False]
         assert "has precisions fp32, tf32, bf16, not 'fp8'" in result["failed"][0]["reason"]
         done = CliRunner().invoke(gpu.main, ["steps", "ours", "--seconds", "0", "--json", str(target)])
         assert len(json.loads(target.read_text())["left_out"]) == 4

@@ -88,6 +88,7 @@ def test_a_nan_parameter_stops_the_first_step(by_cublas: Any, network: Network, 
     test_trajectory.test_a_nan_parameter_stops_the_first_step(by_cublas, network, activation)
 
 
+@pytest.mark.skipif(not cuda_host.compiler(), reason="no C++ compiler for the CUDA kernels' twin")
 def test_paths_follow_each_other_on_one_plan() -> None:
     """The path depends on the minibatch, and neither leaves anything behind for the other."""
     run = RUNS["deep"]
@@ -97,7 +98,8 @@ def test_paths_follow_each_other_on_one_plan() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(paths.CROSSOVER, "fp32", float(flops))
         plan = cuda_host.plan(run.network, rows=run.rows, draws=run.draws, precision="fp32", n_threads=1)
-        assert [plan.path(run.rows), plan.path(run.rows - 1)] == ["cublas", "own"]
+        assert plan.path == "cublas"
+        assert cuda_host.plan(run.network, rows=15, draws=run.draws, precision="fp32", n_threads=1).path == "own"
         shared: Any = SimpleNamespace(plan=lambda *_, **__: plan)
         for _ in range(2):
             train(shared, run).assert_same_bits(cublas)

@@ -157,7 +157,7 @@ class Graph(Protocol):
 class Device(Protocol):
     """A stream of work on one device. Everything is done in the order in which it was asked for.
 
-    `rate` is a rough number of floating-point operations a second, by which graphs are kept short enough for Ctrl-C.
+    `rate` is a rough number of float32 operations a second, by which graphs are kept short enough for Ctrl-C.
     """
 
     rate: float

@@ -55,7 +55,7 @@ def store_rows(
 
 def bias_rows(layer: Layer, rows: int) -> Launch:
     """Add the bias to the layer's y."""
-    fields = {"y": layer.y, "b": _bias(layer), "rows": rows, "columns": layer.fan_out}
+    fields: dict[str, Any] = {"y": layer.y, "b": _bias(layer), "rows": rows, "columns": layer.fan_out}
     return Launch.of("passes", "bias_rows", _BIAS, _by_fours(rows, layer.y), _THREADS, **fields)
 
 

@@ -112,8 +112,12 @@ class CudaPlan(CheckedPlan):
         self._training: Training | None = None  # made by the first `train_steps`
         self._options: dict[str, Any] = {"activation": network.activation, "precision": self.precision}
 
-    def path(self, rows: int) -> str:
-        """Return who makes the products of a step on this many rows: "own" kernels, or "cublas"."""
+    @property
+    def path(self) -> str:
+        """Who makes the products of a step on all the plan's rows: "own" kernels, or "cublas"."""
+        return self._path(self.rows)
+
+    def _path(self, rows: int) -> str:
         return paths.chosen(self._products, self.network, rows, self.draws, self.precision)
 
     def _call(self, *arrays: Array | None) -> _Call:
@@ -424,5 +428,5 @@ class CudaPlan(CheckedPlan):
                 decay=decay,
                 stats=stats,
                 done=done,
-                path=self.path(order.shape[1]),
+                path=self._path(order.shape[1]),
             )
