@@ -228,7 +228,8 @@ def test_rows_that_the_device_has_no_room_for_are_brought_graph_by_graph(
         training.run(plan)
 
 
-def test_an_interrupt_leaves_a_whole_number_of_steps() -> None:
+@pytest.mark.parametrize("products", paths.PATHS)
+def test_an_interrupt_leaves_a_whole_number_of_steps(products: str) -> None:
     """Wherever it falls: `done` says how many, and parameters and state are those after as many."""
 
     def expire(*_: Any) -> None:
@@ -237,16 +238,16 @@ def test_an_interrupt_leaves_a_whole_number_of_steps() -> None:
     network = Network(30, 2, (16,), (16,))
     previous = signal.signal(signal.SIGALRM, expire)
     try:
-        for attempt in range(8):
+        for attempt in range(4):
             training = Training(network, rows=8, steps=4000)
-            plan = training.plan()
-            signal.setitimer(signal.ITIMER_REAL, 0.02 + 0.013 * attempt)
+            plan = training.plan(products=products)
+            signal.setitimer(signal.ITIMER_REAL, 0.02 + 0.026 * attempt)
             with pytest.raises(TimeoutError):
                 training.run(plan)
             n_done = int(training.done[0])
             clean = Training(network, rows=8, steps=4000)
             if n_done:
-                clean.run(clean.plan(), steps=n_done)
+                clean.run(clean.plan(products=products), steps=n_done)
             assert clean.bits() == training.bits()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
