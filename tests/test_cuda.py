@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from fastvae import backends
 from fastvae.errors import BackendError
 from fastvae.kernels import Engine, Plan
+from fastvae.kernels.cuda import paths
 from fastvae.network import Network, initialise
 from fastvae.optimizer import Optimizer
 
@@ -66,10 +68,14 @@ class Training:
         return bytes(self.params.tobytes() + self.state.tobytes() + self.stats.tobytes())
 
 
+@pytest.mark.parametrize("products", paths.PATHS)
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 @pytest.mark.parametrize("network", [PAPER, DEEP], ids=["paper", "deep"])
-def test_runs_leave_the_same_bits(cuda: Engine, network: Network, precision: str) -> None:
+def test_runs_leave_the_same_bits(
+    cuda: Engine, monkeypatch: pytest.MonkeyPatch, network: Network, precision: str, products: str
+) -> None:
     """On one plan again, and on others."""
+    monkeypatch.setenv(paths.VARIABLE, products)
     plan = make_plan(cuda, network, precision)
     expected = Training(network).run(plan).bits()
     for _ in range(5):
@@ -179,13 +185,17 @@ for network in (test_cuda.PAPER, test_cuda.DEEP):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck", "initcheck"])
-def test_compute_sanitizer_finds_nothing(tool: str, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(
+    ("tool", "products"),
+    [("memcheck", "own"), ("racecheck", "own"), ("memcheck", "cublas"), ("synccheck", "own"), ("initcheck", "own")],
+)
+def test_compute_sanitizer_finds_nothing(tool: str, products: str, request: pytest.FixtureRequest) -> None:
     if shutil.which("compute-sanitizer") is None:
         pytest.skip("compute-sanitizer is not here")
     command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", SHORT_RUN]
     tests = request.config.rootpath / "tests"
-    done = subprocess.run(command, cwd=tests, capture_output=True, text=True, timeout=300, check=False)
+    environment = {**os.environ, paths.VARIABLE: products}
+    done = subprocess.run(command, cwd=tests, env=environment, capture_output=True, text=True, timeout=300, check=False)
     if "Device not supported" in done.stdout:
         pytest.skip("compute-sanitizer cannot watch this device")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
