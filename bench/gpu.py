@@ -155,14 +155,14 @@ class OurSteps:
 class _JaxSteps:
     """Whole passes through the order, each one call of a compiled scan."""
 
-    def __init__(self, case: Case, data: Dataset, order: Any, precision: str) -> None:
+    def __init__(self, case: Case, data: Dataset, order: Any, *, precision: str, unroll: int) -> None:
         import jax
 
         from fastvae.bench import peers_jax
 
         # by default float32 products are tf32 on a GPU
         jax.config.update("jax_default_matmul_precision", "highest" if precision == "fp32" else "default")
-        self._training: Any = peers_jax.make(case, data, n_threads=1, bf16=precision == "bf16")
+        self._training: Any = peers_jax.make(case, data, n_threads=1, bf16=precision == "bf16", unroll=unroll)
         self._order = jax.device_put(order.astype(np.int32))
 
     def run(self, steps: int) -> int:
@@ -249,12 +249,13 @@ def _jax(shape: tuple[int, int], sweep: bool) -> Iterator[_Runner]:
 
     if jax.default_backend() != "gpu":
         raise click.ClickException(f"JAX works on the {jax.default_backend()} here: install jax[cuda13]")
-    for precision in _PRECISIONS:
+    for unroll in (1,) if sweep else (1, 10):
+        for precision in _PRECISIONS:
 
-        def make(case: Case, data: Dataset, order: Any, precision: str = precision) -> Steps:
-            return _JaxSteps(case, data, order, precision)
+            def make(case: Case, data: Dataset, order: Any, precision: str = precision, unroll: int = unroll) -> Steps:
+                return _JaxSteps(case, data, order, precision=precision, unroll=unroll)
 
-        yield "jax scan", precision, make
+            yield "jax scan" if unroll == 1 else f"jax scan by {unroll}", precision, make
 
 
 _WHO: dict[str, tuple[Callable[[tuple[int, int], bool], Iterator[_Runner]], Any, str]] = {

@@ -22,6 +22,7 @@ from fastvae import backends
 from fastvae.bench import gpu, gpu_constants, gpu_targets
 from fastvae.bench.cases import Case
 from fastvae.bench.data import Minibatches, grey_levels
+from fastvae.cli.commands import run as fastvae
 from fastvae.data import as_dataset
 from fastvae.network import Network
 from fastvae.optimizer import Optimizer
@@ -75,8 +76,8 @@ def test_steps_are_timed_and_their_bound_is_told() -> None:
 JAX_STEPS = """
 import test_bench_gpu as t
 from fastvae.bench import gpu
-for precision in ("tf32", "bf16"):
-    steps = gpu._JaxSteps(t.CASE, t.DATA, t.ORDER, precision)
+for precision, unroll in (("tf32", 1), ("bf16", 3)):
+    steps = gpu._JaxSteps(t.CASE, t.DATA, t.ORDER, precision=precision, unroll=unroll)
     assert steps.run(7) == 12
     assert -40 < steps.bound() < 0
 """
@@ -142,6 +143,13 @@ def test_ratios_are_to_the_best_peer_of_the_same_precision() -> None:
     assert (first["best_peer"], first["best_peer_over_this"]) == ("jax scan", 3.5)
     assert second["best_peer_over_this"] == pytest.approx(70 / 90)
     assert "best_peer" not in peer
+
+
+def test_the_command_is_one_of_fastvae_bench(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fastvae(["bench", "gpu", "steps", "--help"]) == 0
+    assert "[ours|torch|jax]" in capsys.readouterr().out.replace("{", "[").replace("}", "]")
+    assert fastvae(["bench", "gpu", "steps", "tensorflow", "--json", "x"]) != 0
+    assert "tensorflow" in capsys.readouterr().err
 
 
 def test_report_joins_what_there_is(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from test_cuda_host import OnDevice, Training
 from tolerances import relative_norm, tolerance
 
 from fastvae import backends
+from fastvae.cli.commands import run as fastvae
 from fastvae.errors import BackendError
 from fastvae.kernels import cuda
 from fastvae.kernels.cuda import paths
@@ -123,6 +124,12 @@ def test_what_is_there_is_named(runtime: fake_cupy.Runtime) -> None:
     assert backends.resolve("cuda") == "cuda"
     assert backends.resolve("auto") != "cuda"  # until its tests have passed on a device
     assert cuda.isa_level() == "Stand-in (sm_90)"
+
+
+def test_info_tells_who_makes_the_products(runtime: fake_cupy.Runtime, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fastvae(["info"]) == 0
+    told = "products: own kernels; cublas from 2 (fp32), 5 (tf32), 5 (bf16) GFLOP a step"
+    assert f"available on Stand-in (sm_90) (fp32, tf32, bf16); {told}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
