@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tolerances import relative_norm, tolerance
 
 from fastvae import backends
 from fastvae.errors import BackendError
@@ -35,11 +36,11 @@ def make_plan(engine: Engine, network: Network, precision: str = "fp32") -> Plan
 class Training:
     """Parameters, state and statistics of synthetic rows on the host."""
 
-    def __init__(self, network: Network, *, steps: int = 300) -> None:
+    def __init__(self, network: Network, *, rows: int = 100, steps: int = 300) -> None:
         draw = np.random.default_rng(0)
         self.data: Any = draw.integers(0, 256, (1000, network.data_dim)).astype(np.uint8)
         self.data *= draw.random(self.data.shape) < 0.2
-        self.order = draw.integers(0, 1000, (steps, 100))
+        self.order = draw.integers(0, 1000, (steps, rows))
         self.params: Any = initialise(network, seed=2)
         self.state: Any = np.zeros((1, self.params.size), np.float32)
         self.stats, self.done = np.zeros((steps, 2)), np.zeros(1, np.int64)
@@ -81,6 +82,21 @@ def test_runs_leave_the_same_bits(
     for _ in range(5):
         assert Training(network).run(plan).bits() == expected
         assert Training(network).run(make_plan(cuda, network, precision)).bits() == expected
+
+
+@pytest.mark.parametrize("hidden", [500, 2000])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_both_paths_agree_on_a_large_minibatch(
+    cuda: Engine, monkeypatch: pytest.MonkeyPatch, precision: str, hidden: int
+) -> None:
+    """Where there are many tiles, and blocks of rows."""
+    network, left = Network(784, 20, (hidden,), (hidden,)), list[Training]()
+    for products in paths.PATHS:
+        monkeypatch.setenv(paths.VARIABLE, products)
+        plan = cuda.plan(network, rows=4096, draws=1, precision=precision, n_threads=1)
+        left.append(Training(network, rows=4096, steps=6).run(plan))
+    assert relative_norm(left[1].params, left[0].params) < tolerance("trajectory", precision)
+    np.testing.assert_allclose(left[1].stats, left[0].stats, rtol=tolerance("stats", precision))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
