@@ -40,7 +40,8 @@ SWEEP_SHAPES = tuple(
     if (rows, hidden) not in TARGET_SHAPES
 )
 _PRECISIONS = ("bf16", "fp32", "tf32")
-_TURNS, _TURN_SECONDS = 7, 0.15
+# Turns, and seconds of each: a thousand steps and more of up to 600 us; in the sweep fewer, for there are many sizes.
+_TURNS, _SWEEP_TURNS = (5, 0.12), (3, 0.08)
 _MOST_STEPS = 4000  # of a turn
 _ORDER_ROWS = 2**21  # of the rows that a runner's steps go through again and again
 
@@ -71,8 +72,8 @@ def measured(
     steps: Steps,
     seconds_of: Callable[[Callable[[], Any]], float],
     *,
-    turns: int = _TURNS,
-    seconds: float = _TURN_SECONDS,
+    turns: int,
+    seconds: float,
 ) -> dict[str, Any]:
     """Time steps in turns of about `seconds`, after a warm-up.
 
@@ -309,6 +310,7 @@ def constants(json_file: Path) -> None:
 def steps(who: str, sweep: bool, seconds: float, json_file: Path) -> None:
     """Time training steps of WHO."""
     begin, (runners, clock, clock_name) = perf_counter(), _WHO[who]
+    turns, turn_seconds = _SWEEP_TURNS if sweep else _TURNS
     document: dict[str, Any] = {"who": who, "versions": _versions(), "steps": [], "failed": [], "left_out": []}
     data = case_of(*TARGET_SHAPES[0]).load()
     cases = [case_of(*shape) for shape in (SWEEP_SHAPES if sweep else TARGET_SHAPES)]
@@ -322,7 +324,8 @@ def steps(who: str, sweep: bool, seconds: float, json_file: Path) -> None:
                 document["left_out"].append(label)
                 continue
             try:
-                line = {**label, "clock": clock_name, "data": data.name, **measured(make(case, data, order), clock)}
+                times = measured(make(case, data, order), clock, turns=turns, seconds=turn_seconds)
+                line = {**label, "clock": clock_name, "data": data.name, **times}
             except Exception as error:  # one that cannot run takes no other with it
                 document["failed"].append({**label, "reason": f"{type(error).__name__}: {one_line(error)}"})
                 click.echo(f"{case.name}, {name} {precision}: {document['failed'][-1]['reason']}")

@@ -54,12 +54,12 @@ part install 75 "${python[@]}" -m pip install --quiet --no-index --no-deps --no-
   --target "$PYTHONPATH" . || exit 1
 part info 15 "$PYTHONPATH/bin/fastvae" info
 export FASTVAE_REQUIRE=cuda
-part tests 120 "${python[@]}" -m pytest -m "gpu and not slow" --maxfail 40 --junitxml "$out/tests.xml"
+part tests 110 "${python[@]}" -m pytest -m "gpu and not slow" --maxfail 40 --junitxml "$out/tests.xml"
 part constants 25 "${gpu[@]}" constants --json "$out/constants.json"
 part ours 28 "${gpu[@]}" steps ours --seconds 22 --json "$out/ours.json"
-part torch 115 "${gpu[@]}" steps torch --seconds 90 --json "$out/torch.json"
+part torch 110 "${gpu[@]}" steps torch --seconds 85 --json "$out/torch.json"
 part jax 37 "${gpu[@]}" steps jax --seconds 30 --json "$out/jax.json"
-part ours-sweep 30 "${gpu[@]}" steps ours --sweep --seconds 24 --json "$out/ours-sweep.json"
+part ours-sweep 45 "${gpu[@]}" steps ours --sweep --seconds 38 --json "$out/ours-sweep.json"
 part torch-sweep 25 "${gpu[@]}" steps torch --sweep --seconds 18 --json "$out/torch-sweep.json"
 part jax-sweep 20 "${gpu[@]}" steps jax --sweep --seconds 12 --json "$out/jax-sweep.json"
 results=()

@@ -176,8 +176,9 @@ def test_our_steps_are_measured_on_both_paths(tmp_path: Path, monkeypatch: pytes
     """And one that fails takes no other with it."""
     monkeypatch.setattr(gpu, "_PRECISIONS", ("bf16", "fp8"))
     monkeypatch.setattr(gpu, "TARGET_SHAPES", ((3, 5),))
-    measured, target = gpu.measured, tmp_path / "ours.json"
-    monkeypatch.setattr(gpu, "measured", lambda steps, clock: measured(steps, by_host, turns=2, seconds=0.01))
+    target = tmp_path / "ours.json"
+    monkeypatch.setitem(gpu._WHO, "ours", (gpu._ours, by_host, "host"))
+    monkeypatch.setattr(gpu, "_TURNS", (2, 0.01))
     monkeypatch.setattr(Case, "load", lambda case: as_dataset(grey_levels(30, 784), scale=1 / 255))
     with fake_cupy.installed(monkeypatch):
         done = CliRunner().invoke(gpu.main, ["steps", "ours", "--json", str(target)])
