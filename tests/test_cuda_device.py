@@ -18,7 +18,7 @@ from fastvae import backends
 from fastvae.cli.commands import run as fastvae
 from fastvae.errors import BackendError
 from fastvae.kernels import cuda
-from fastvae.kernels.cuda import paths
+from fastvae.kernels.cuda import paths, train_steps
 from fastvae.network import Network
 
 pytestmark = pytest.mark.skipif(not cuda_host.compiler(), reason="no C++ compiler for the CUDA kernels' twin")
@@ -34,8 +34,11 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_cupy.Runtime]:
 
 
 @pytest.mark.parametrize("precision", cuda.PRECISIONS)
-def test_it_trains_to_the_bits_of_the_other_device(runtime: fake_cupy.Runtime, precision: str) -> None:
+def test_it_trains_to_the_bits_of_the_other_device(
+    runtime: fake_cupy.Runtime, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
     """Chunks of several graphs, kernels that ask for more shared memory, and steps behind the last."""
+    monkeypatch.setattr(train_steps, "_MAX_GRAPH_STEPS", 3)
     network = Network(784, 20, (70,), (60,))
     expected, training = (Training(network, rows=8, steps=5) for _ in range(2))
     expected.run(expected.plan(precision=precision))

@@ -199,7 +199,7 @@ class SmallDevice(HostDevice):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
 @pytest.mark.parametrize("storage", ["dense", "csr", "csr-wide"])
-@pytest.mark.parametrize(("rate", "binarize"), [(1e3, "none"), (1e9, "none"), (1e9, "fixed")])
+@pytest.mark.parametrize(("rate", "binarize"), [(1e3, "none"), (9e6, "none"), (9e6, "fixed")])
 def test_rows_that_the_device_has_no_room_for_are_brought_graph_by_graph(
     storage: str, dtype: Any, rate: float, binarize: str
 ) -> None:
@@ -226,6 +226,20 @@ def test_rows_that_the_device_has_no_room_for_are_brought_graph_by_graph(
     device.limit, training.data = 100, training.data[:-1]
     with pytest.raises(MemoryError, match="too small"):
         training.run(plan)
+
+
+def test_calls_of_a_few_lengths_find_their_graphs_again() -> None:
+    """And a graph has no more steps than its share of the call."""
+    device, recorded = RecordingDevice(), list[int]()
+    device.rate = 2.9e6  # at most seven steps to a graph
+    training = Training(Network(20, 2, (9,), (8,)), rows=4, steps=30)
+    plan = training.plan(device)
+    for steps in (30, 3, 30, 3, 8):
+        device.recorded = ()
+        training.run(plan, steps=steps)
+        recorded.append(len(device.recorded) // 6)
+        assert training.done[0] == steps
+    assert recorded == [6, 3, 0, 0, 4]
 
 
 @pytest.mark.parametrize("products", paths.PATHS)

@@ -30,12 +30,13 @@ __all__ = ["Training"]
 # A graph is at most so long: Ctrl-C waits for two of them.
 _GRAPH_SECONDS = 0.02
 _MAX_GRAPH_STEPS = 256
+_GRAPHS_KEPT = 4  # calls of a few lengths follow each other: whole chunks, and the rest of an epoch
 # How much quicker products are than float32's, roughly: between two graphs the device waits for the host.
 _SPEED = {"fp32": 1, "tf32": 4, "bf16": 8}
 
 
 class Training:
-    """Device memory of the fused loop on one plan, and the graph that was recorded last."""
+    """Device memory of the fused loop on one plan, and the graphs that were recorded last."""
 
     def __init__(self, network: Network, device: Device, work: Workspace, draws: int, precision: str) -> None:
         self._network, self._device, self._work = network, device, work
@@ -47,7 +48,7 @@ class Training:
         self._terms = self._flat.floats(phases.most_terms(network, work.rows * draws))
         self._tables_memory, self._tables_size, self._tables = Memory(device), (0, 0), Tables(0, 0, 0, 0)
         self._data_memory, self._data_places, self._data_sizes = Memory(device), list[int](), tuple[int, ...]()
-        self._graph: tuple[bytes, Graph] | None = None
+        self._graphs: dict[bytes, Graph] = {}  # the last few
         self._operands: Operands | None = None  # made by the first step whose products are cuBLAS's
 
     def _slot(self) -> list[Matrix]:
@@ -147,19 +148,21 @@ class Training:
         return self._operands if path == "cublas" else None
 
     def _recorded(self, launches: list[Work], length: int) -> Graph:
-        """The graph of `length` steps; the last one again when nothing in it has changed."""
+        """The graph of `length` steps; one that is kept where nothing in it has changed."""
         key = b"".join(launch.key for launch in launches)
         key += length.to_bytes(4, "little")
-        if self._graph is None or self._graph[0] != key:
-            self._graph = key, self._device.graph(launches * length, self._precision)
-        return self._graph[1]
+        graph = self._graphs.pop(key, None) or self._device.graph(launches * length, self._precision)
+        self._graphs[key] = graph
+        if len(self._graphs) > _GRAPHS_KEPT:
+            del self._graphs[next(iter(self._graphs))]
+        return graph
 
     def _graph_length(self, n_steps: int, rows: int) -> int:
-        """Steps of a graph: a power of two, so that chunks of similar length share one."""
+        """Steps of a graph: so many that few are left over, for those take nearly as long as others."""
         rate = self._device.rate * _SPEED[self._precision]
         seconds = step_flops(self._network, rows, self._draws) / rate
-        most = min(n_steps, _MAX_GRAPH_STEPS, max(1, int(_GRAPH_SECONDS / seconds)))
-        return 1 << most.bit_length() - 1
+        most = min(_MAX_GRAPH_STEPS, max(1, int(_GRAPH_SECONDS / seconds)))
+        return -(-n_steps // -(-n_steps // most))
 
     def _room(self, n_steps: int, rows: int) -> Tables:
         """Tables for so many steps: those of an earlier call where they are large enough, so that graphs hold."""
