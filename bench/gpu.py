@@ -137,6 +137,7 @@ class OurSteps:
             binarize="none",
             seed=0,
             step=self._step,
+            estimator="sgvb-b",
             kl_weight=1.0,
             kl_warmup=0,
             decay=0.0,

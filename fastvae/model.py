@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from fastvae import settings
-from fastvae.arguments import integer
+from fastvae.arguments import choice, integer
 from fastvae.callbacks import Callback
-from fastvae.evaluation import DEFAULT_DRAWS, Bound, decode, encode, evaluate_bound
+from fastvae.evaluation import DEFAULT_DRAWS, ESTIMATORS, Bound, LogLikelihood, decode, encode, evaluate_bound
 from fastvae.kernels import Array
 from fastvae.model_data import fitted_dataset
 from fastvae.model_plans import inference_plan
@@ -19,6 +19,7 @@ from fastvae.network import Network
 from fastvae.optimizer import Optimizer
 from fastvae.rng import Stream, normal
 from fastvae.training.state import State
+from fastvae.uses import denoising, imputation, latent_space
 
 __all__ = ["Model"]
 
@@ -40,6 +41,8 @@ class Model:
     mean: str = "sigmoid"
     logvar_floor: float = -10.0
     binarize: str = "none"
+    algorithm: str = "aevb"
+    estimator: str = "sgvb-b"
     optimizer: str | Optimizer = "adam"
     learning_rate: float | None = None
     batch_size: int = 100
@@ -60,6 +63,8 @@ class Model:
     # Not there before training.
     network_: Network = field(init=False)
     optimizer_: Optimizer = field(init=False)
+    algorithm_: str = field(init=False)
+    estimator_: str = field(init=False)
     state_: State = field(init=False)
     seed_: int = field(init=False)
     n_features_in_: int = field(init=False)
@@ -90,7 +95,14 @@ class Model:
         return self.state_.step
 
     def transform(self, X: Any) -> Array:
-        """Return the posterior mean mu of each row, shape (N, J), float32. Pixels are seen as they are."""
+        """Return the posterior mean mu of each row, shape (N, J), float32. Pixels are seen as they are.
+
+        Raises
+        ------
+        ValueError
+            The algorithm trains no recognition model.
+        """
+        settings.check_encodes(self)
         dataset = fitted_dataset(self, X)
         return encode(inference_plan(self), self.params_, dataset)[0]
 
@@ -157,9 +169,71 @@ class Model:
         -------
         Bound
             See `fastvae.evaluation.evaluate_bound`.
+
+        Raises
+        ------
+        ValueError
+            The algorithm trains no q(z|x), so that there is no bound.
         """
+        settings.check_has_bound(self)
         dataset = fitted_dataset(self, X)
         key = self.seed_ if random_state is None else settings.seed(random_state)
         return evaluate_bound(
             inference_plan(self), self.params_, dataset, n_draws=n_draws, seed=key, binarize=self.binarize
         )
+
+    def log_likelihood(
+        self,
+        X: Any,
+        *,
+        estimator: str = "importance",
+        random_state: int | None = None,
+        split: str | None = None,
+        **options: Any,
+    ) -> LogLikelihood:
+        """Estimate log p(x) of each row.
+
+        Parameters
+        ----------
+        X : array of shape (N, D), or Dataset
+        estimator : {"importance", "marginal-likelihood", "ais"}
+            Importance sampling from q(z|x); the paper's appendix D, for up to 5 latent dimensions; annealed importance
+            sampling, which takes longest and needs no recognition model.
+        random_state : int, optional
+            Key of the draws, by default `seed_`.
+        split : str, optional
+            Which part of the data X is, for the record.
+        **options
+            The estimator's own arguments, such as ``n_draws``: see `fastvae.evaluation.evaluate_importance`,
+            `evaluate_marginal_likelihood` and `evaluate_ais`. The chains of a model of Monte Carlo EM start from the
+            prior, as it has no q(z|x).
+
+        Returns
+        -------
+        LogLikelihood
+            With standard errors; `fastvae.evaluation.compare` sets two beside each other.
+
+        Raises
+        ------
+        ValueError
+            The estimator is unknown or needs a q(z|x) that the algorithm has not trained, or an option is out of range.
+        """
+        choice("estimator", estimator, ESTIMATORS)
+        dataset = fitted_dataset(self, X)
+        if estimator == "importance":
+            settings.check_has_bound(self)
+        if estimator == "marginal-likelihood":
+            options.setdefault("start", "encoder" if settings.encodes(self) else "prior")
+        if options.get("start") == "encoder":
+            settings.check_encodes(self)
+        key = self.seed_ if random_state is None else settings.seed(random_state)
+        plan = inference_plan(self)
+        return ESTIMATORS[estimator](
+            plan, self.params_, dataset, seed=key, binarize=self.binarize, split=split, **options
+        )
+
+    denoise = denoising.denoise
+    impute = imputation.impute
+    manifold = latent_space.manifold
+    traverse = latent_space.traverse
+    interpolate = latent_space.interpolate

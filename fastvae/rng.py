@@ -39,12 +39,14 @@ class Stream(IntEnum):
     DREAM_LATENT = 7  # z of dreams, as LATENT
     DREAM = 8  # x of dreams given z, step = training step, element = r * D + d
     MOMENTUM = 9  # momenta of HMC, step = transition, element = r * J + j
-    ACCEPT = 10  # one uniform per row for the acceptance of HMC's proposals, step = transition
-    PARAMETERS = 11  # draw of theta of full variational Bayes, step = training step, element = place in the flat buffer
+    ACCEPT = 10  # two uniforms per row of HMC: for acceptance and for the step size, step = transition, element = 2 r
+    PARAMETERS = 11  # draw of theta of full variational Bayes, step = training step, element = place in its part of the flat buffer
     IMPORTANCE = 12  # pool of eps of importance sampling, as EVALUATION
-    AIS = 13  # initial z of annealed importance sampling
-    IMPUTE = 14  # z of a missing pixel's chain, step = iteration
-    CORRUPT = 15  # noise that corrupts rows to be denoised
+    AIS = 13  # initial z of the Markov chains of evaluation
+    # Chains of missing values, of all rows the same: iteration i draws z at step 3 i, element = chain * J + j, the
+    # uniform of its test at 3 i + 1, element = chain, and x at 3 i + 2, element = chain * D + d.
+    IMPUTE = 14
+    CORRUPT = 15  # noise that corrupts rows to be denoised, step = row // 64, element = row % 64 * D + d
 
 
 def philox(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.uint32]:
@@ -69,33 +71,49 @@ def philox(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.u
     return np.stack([c0, c1, c2, c3], axis=1).astype(np.uint32)
 
 
-def words(count: int, *, seed: int, step: int, stream: int) -> NDArray[np.uint32]:
-    """Return the first `count` words of a stream, at most 2^34."""
+def words(count: int, *, seed: int, step: int | NDArray[Any], stream: int) -> NDArray[np.uint32]:
+    """Return the first `count` words of a stream, at most 2^34; those of several steps along further axes in front."""
     if not 0 <= count <= 2**34:
         raise ValueError(f"a stream holds at most 2^34 words per step, asked for {count}")
-    counter = np.empty((-(-count // 4), 4), np.uint32)
-    counter[:, 0] = np.arange(len(counter), dtype=np.uint64)
-    counter[:, 1:] = step & 0xFFFFFFFF, step >> 32, stream
+    steps = np.asarray(step, np.uint64)[..., np.newaxis]
+    counter = np.empty((*steps.shape[:-1], -(-count // 4), 4), np.uint32)
+    counter[..., 0] = np.arange(counter.shape[-2], dtype=np.uint64)
+    counter[..., 1], counter[..., 2], counter[..., 3] = steps & _LOW, steps >> _SHIFT, stream
     key = np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32)
-    return philox(counter, key).reshape(-1)[:count]
+    return philox(counter.reshape(-1, 4), key).reshape(*counter.shape[:-2], 4 * counter.shape[-2])[..., :count]
 
 
-def uniform(*, seed: int, step: int, stream: int, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """Draw from the open interval (0, 1): ``((word >> 8) + 1/2) / 2^24``."""
+def uniform(*, seed: int, step: int | NDArray[Any], stream: int, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Draw from the open interval (0, 1): ``((word >> 8) + 1/2) / 2^24``; `step` as for `normal`."""
     integers = (words(prod(shape), seed=seed, step=step, stream=stream) >> 8).astype(np.float64)
-    return (integers.reshape(shape) + 0.5) * 2.0**-24
+    return (integers.reshape(*integers.shape[:-1], *shape) + 0.5) * 2.0**-24
 
 
-def normal(*, seed: int, step: int, stream: int, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[Any]:
+def normal(
+    *, seed: int, step: int | NDArray[Any], stream: int, shape: tuple[int, ...], dtype: DTypeLike = np.float32
+) -> NDArray[Any]:
     """Draw standard normals by Box-Muller: words (0, 1) and (2, 3) of a block give two each.
 
     ``r = sqrt(-2 log u0)``, then ``r cos(2 pi u1)`` and ``r sin(2 pi u1)``, evaluated in float64 and rounded once.
+
+    Parameters
+    ----------
+    seed, stream : int
+    step : int, or ndarray of integers in [0, 2^64)
+        Of an array every entry gives numbers of the given shape; its axes stand in front of theirs.
+    shape : tuple of int
+    dtype : dtype
+
+    Returns
+    -------
+    ndarray of shape (*step.shape, *shape)
     """
     count = prod(shape)
     u = uniform(seed=seed, step=step, stream=stream, shape=(-(-count // 2), 2))
-    radius, angle = np.sqrt(-2 * np.log(u[:, 0])), 2 * np.pi * u[:, 1]
-    pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
-    return pairs.reshape(-1)[:count].reshape(shape).astype(dtype)
+    radius, angle = np.sqrt(-2 * np.log(u[..., 0])), 2 * np.pi * u[..., 1]
+    pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
+    steps = pairs.shape[:-2]
+    return pairs.reshape(*steps, pairs.shape[-2] * 2)[..., :count].reshape(*steps, *shape).astype(dtype)
 
 
 def epoch_order(n_rows: int, *, seed: int, epoch: int) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -182,8 +183,19 @@ def test_summary_names_estimator_draws_and_treatment(
     assert summary["elbo"] == pytest.approx(summary["log_px_z"] - summary["kl"])
     expected: dict[str, Any] = {"estimator": "SGVB-B", "n_draws": 3, "treatment": "binarised", "n_rows": 37}
     assert summary.items() >= expected.items()
-    assert all(type(value) in (float, int, str) for value in summary.values())
-    single = Bound(np.ones(1), np.ones(1), np.zeros(1), 0, 1, 0, "as they are").summary()
+    assert sum(summary["kl_per_dimension"]) == pytest.approx(summary["kl"])
+    assert json.loads(json.dumps(summary)) == summary
+    single = Bound(
+        elbo=np.ones(1),
+        log_px=np.ones(1),
+        kl=np.zeros(1),
+        kl_per_dimension=np.zeros(2),
+        active_units=0,
+        n_draws=1,
+        seed=0,
+        treatment="as they are",
+        rows_key=0,
+    ).summary()
     assert single["elbo_standard_error"] is None
 
 

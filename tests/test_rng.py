@@ -153,3 +153,12 @@ def test_epoch_order_favours_no_row() -> None:
 def test_too_many_words_are_refused() -> None:
     with pytest.raises(ValueError, match=r"2\^34"):
         rng.words(2**34 + 1, seed=0, step=0, stream=0)
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 5)])
+def test_several_steps_at_once_are_the_steps_one_by_one(shape: tuple[int, ...]) -> None:
+    steps = np.array([[0, 2**63 + 12345, 7], [2**32, 2**32 - 1, 2**64 - 1]], np.uint64)
+    for draw in (rng.uniform, rng.normal):
+        comp = draw(seed=3, step=steps, stream=9, shape=shape)
+        ref = [[draw(seed=3, step=int(step), stream=9, shape=shape) for step in row] for row in steps]
+        np.testing.assert_array_equal(comp, ref)

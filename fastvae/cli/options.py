@@ -44,7 +44,19 @@ __all__ = [
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Of the floats in tables; all others are in nats.
-_FORMATS = {"samples_per_second": "{:,.0f}", "seconds": "{:,.1f} s"}
+_FORMATS = {
+    "samples_per_second": "{:,.0f}",
+    "seconds": "{:,.1f} s",
+    "effective_sample_size": "{:,.1f}",
+    "acceptance": "{:.1%}",
+    "acceptance_train": "{:.1%}",
+    "amount": "{:g}",
+    "psnr_corrupted": "{:.2f} dB",
+    "psnr_denoised": "{:.2f} dB",
+    "data_range": "{:g}",
+    "missing": "{:.1%}",
+    "rmse": "{:.4f}",
+}
 
 
 class _NonEmptyPath(click.Path):
@@ -137,11 +149,17 @@ def _is_not_finite(value: Any) -> bool:
 
 
 def print_table(values: Iterable[tuple[str, Any]]) -> None:
-    """Print names and values in two columns on stdout, floats with their unit; values that are None are left out."""
+    """Print names and values in two columns on stdout, floats with their unit; values that are None are left out.
+
+    Lists are of floats too.
+    """
     shown = [(name, value) for name, value in values if value is not None]
     width = max(len(name) for name, _ in shown)
     for name, value in shown:
-        text = _FORMATS.get(name, "{:,.3f} nats").format(value) if isinstance(value, float) else value
+        form = _FORMATS.get(name, "{:,.3f} nats")
+        if isinstance(value, list):
+            value = " ".join(form.format(item).removesuffix(" nats") for item in value) + " nats"
+        text = form.format(value) if isinstance(value, float) else value
         print(f"{name:<{width}}  {text}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from fastvae.data import Dataset
 from fastvae.evaluation.inference import encoded_batches
+from fastvae.evaluation.result import Result, mean_error, row_hashes, rows_key, treatment
 from fastvae.kernels import Array, Plan
 from fastvae.rng import Stream, normal
 
@@ -28,54 +28,56 @@ POOL_DRAWS = 4096
 ACTIVE_VARIANCE = 0.01
 
 
-@dataclass(frozen=True)
-class Bound:
+@dataclass(frozen=True, kw_only=True)
+class Bound(Result):
     """The bound of N rows, in nats per datapoint, and how it was measured.
 
     Attributes
     ----------
     elbo, log_px, kl : ndarray of shape (N,), float64
         ``elbo = log_px - kl``, whatever KL weight was trained with; `log_px` is the mean of log p(x|z) over the draws.
+    kl_per_dimension : ndarray of shape (J,), float64
+        Mean over the rows of each latent dimension's part of `kl`; one near 0 is not used.
     active_units : int
         Latent dimensions whose posterior mean has a variance above 0.01 over the rows.
-    n_draws : int
-        L.
-    seed : int
-        Key of the draws.
-    treatment : str
-        What the pixels were made into: ``"as they are"``, or ``"binarised"`` (one threshold per dimension, drawn
-        once and shared by all rows).
-    estimator : str
+    estimator, n_draws, seed, treatment, rows_key, split
+        As of every `Result`.
     """
 
     elbo: Array
     log_px: Array
     kl: Array
+    kl_per_dimension: Array
     active_units: int
-    n_draws: int
-    seed: int
-    treatment: str
     estimator: str = "SGVB-B"
+
+    @property
+    def values(self) -> Array:
+        """`elbo`."""
+        return self.elbo
 
     def summary(self) -> dict[str, Any]:
         """Return the means, the standard error over rows, and how they were measured, as JSON-serialisable values."""
-        n_rows = len(self.elbo)
         return {
             "elbo": self.elbo.mean().item(),
-            "elbo_standard_error": self.elbo.std(ddof=1).item() / n_rows**0.5 if n_rows > 1 else None,
+            "elbo_standard_error": mean_error(self.elbo),
             "log_px_z": self.log_px.mean().item(),
             "kl": self.kl.mean().item(),
+            "kl_per_dimension": self.kl_per_dimension.tolist(),
             "active_units": self.active_units,
-            "n_rows": n_rows,
-            "n_draws": self.n_draws,
-            "evaluation_seed": self.seed,
-            "estimator": self.estimator,
-            "treatment": self.treatment,
+            **super().summary(),
         }
 
 
 def evaluate_bound(
-    plan: Plan, params: Array, dataset: Dataset, *, n_draws: int = DEFAULT_DRAWS, seed: int, binarize: str = "none"
+    plan: Plan,
+    params: Array,
+    dataset: Dataset,
+    *,
+    n_draws: int = DEFAULT_DRAWS,
+    seed: int,
+    binarize: str = "none",
+    split: str | None = None,
 ) -> Bound:
     """Estimate the bound of each row by SGVB-B (equation 7): analytic KL, L draws of z for log p(x|z).
 
@@ -94,7 +96,9 @@ def evaluate_bound(
     seed : int
         Key of the draws.
     binarize : {"none", "dynamic", "fixed"}
-        As trained with; the last two are evaluated as ``"shared"``.
+        As trained with, see `fastvae.evaluation.result.treatment`.
+    split : str, optional
+        Which part of the data these are.
 
     Returns
     -------
@@ -110,35 +114,44 @@ def evaluate_bound(
     network, dtype = plan.network, params.dtype
     pool = _pool(seed, max(POOL_DRAWS, n_draws), network.latent_dim, dtype)
     log_px, kl = np.zeros(dataset.n_rows), np.empty(dataset.n_rows)
-    # Sums over rows of mu and of its square; all mu at once would take more memory than all else here.
-    moments = np.zeros((2, network.latent_dim))
-    treatment = "none" if binarize == "none" else "shared"
+    # Sums over rows; all mu at once would take more memory than all else here.
+    moments = np.zeros((3, network.latent_dim))
+    binarize, treated = treatment(dataset, binarize)
+    hashes = np.empty(dataset.n_rows, np.int64)
     z, out = np.empty((plan.rows, network.latent_dim), dtype), np.empty((plan.rows, network.decoder_dims[-1]), dtype)
     hidden = tuple(np.empty((plan.rows, width), dtype) for width in network.decoder_hidden)
     row_kl, row_log_px = np.empty(plan.rows, dtype), np.empty(plan.rows, dtype)
-    for rows, x, mu, logvar in encoded_batches(plan, params, dataset, binarize=treatment, seed=seed):
+    for rows, x, mu, logvar in encoded_batches(plan, params, dataset, binarize=binarize, seed=seed):
         m = len(x)
-        moments += mu.sum(axis=0, dtype=np.float64), np.square(mu, dtype=np.float64).sum(axis=0)
+        moments += _moments(mu.astype(np.float64), logvar.astype(np.float64))
         layers = tuple(h[:m] for h in hidden)
-        places = _row_hashes(dataset, rows)
+        hashes[rows] = row_hashes(dataset, rows)
         for draw in range(n_draws):
-            eps = pool[(places + draw) % len(pool)][np.newaxis]
+            eps = pool[(hashes[rows] + draw) % len(pool)][np.newaxis]
             plan.latent_forward(mu=mu, logvar=logvar, eps=eps, z=z[np.newaxis, :m], kl=row_kl[:m])
             plan.decoder_forward(params=params, z=z[:m], hidden=layers, out=out[:m])
             plan.likelihood(x=x, out=out[:m], scale=1.0, log_px=row_log_px[:m], dout=None)
             log_px[rows] += row_log_px[:m]
         kl[rows] = row_kl[:m]
     log_px /= n_draws
-    mean, mean_square = moments / dataset.n_rows
+    mean, mean_square, excess = moments / dataset.n_rows
     return Bound(
         elbo=log_px - kl,
         log_px=log_px,
         kl=kl,
+        kl_per_dimension=(mean_square + excess) / 2,
         active_units=int((mean_square - mean**2 > ACTIVE_VARIANCE).sum()),
         n_draws=n_draws,
         seed=seed,
-        treatment="as they are" if treatment == "none" else "binarised",
+        treatment=treated,
+        rows_key=rows_key(hashes, binarize, seed),
+        split=split,
     )
+
+
+def _moments(mu: Array, logvar: Array) -> Array:
+    with np.errstate(over="ignore", invalid="ignore"):  # of a model that has diverged, as its bound will say
+        return np.stack([mu.sum(axis=0), (mu * mu).sum(axis=0), (np.expm1(logvar) - logvar).sum(axis=0)])
 
 
 @lru_cache(maxsize=1)
@@ -148,10 +161,3 @@ def _pool(seed: int, n_draws: int, latent_dim: int, dtype: np.dtype[Any]) -> Arr
     pool = normal(seed=seed, step=0, stream=Stream.EVALUATION, shape=shape, dtype=dtype)
     pool.flags.writeable = False
     return pool
-
-
-def _row_hashes(dataset: Dataset, rows: slice) -> Array:
-    """Return a hash of each row's values as they are stored: the same on every backend and in every precision."""
-    stored: Any = dataset.rows[rows]
-    dense = stored.toarray() if dataset.is_sparse else stored
-    return np.array([zlib.crc32(row) for row in dense], np.int64)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from fastvae.data import Dataset
 from fastvae.kernels import Array, Plan
 from fastvae.network import Network
 
-__all__ = ["batch_rows", "decode", "encode", "encoded_batches"]
+__all__ = ["batch_rows", "decode", "encode", "encoded_batches", "gathered_batches"]
 
 
 def batch_rows(network: Network) -> int:
@@ -22,6 +23,19 @@ def batch_rows(network: Network) -> int:
     return min(max(2**18 // network.decoder_dims[-1], 16), 1024)
 
 
+def gathered_batches(
+    plan: Plan, dataset: Dataset, dtype: DTypeLike, *, binarize: str = "none", seed: int = 0, batch: int | None = None
+) -> Iterator[tuple[slice, Array]]:
+    """Yield (rows, x) for batches of `batch` rows, by default ``plan.rows``; the array is used again for the next."""
+    size = batch or plan.rows
+    x = np.empty((size, plan.network.data_dim), dtype)
+    for start in range(0, dataset.n_rows, size):
+        index = np.arange(start, min(start + size, dataset.n_rows), dtype=np.int64)
+        m = len(index)
+        plan.gather(data=dataset.rows, index=index, scale=dataset.scale, binarize=binarize, seed=seed, step=0, x=x[:m])
+        yield slice(start, start + m), x[:m]
+
+
 def encoded_batches(
     plan: Plan, params: Array, dataset: Dataset, *, binarize: str = "none", seed: int = 0
 ) -> Iterator[tuple[slice, Array, Array, Array]]:
@@ -31,14 +45,12 @@ def encoded_batches(
     def empty(*widths: int) -> list[Array]:
         return [np.empty((plan.rows, width), params.dtype) for width in widths]
 
-    x, mu, logvar, *hidden = empty(network.data_dim, network.latent_dim, network.latent_dim, *network.encoder_hidden)
-    for start in range(0, dataset.n_rows, plan.rows):
-        index = np.arange(start, min(start + plan.rows, dataset.n_rows), dtype=np.int64)
-        m = len(index)
-        plan.gather(data=dataset.rows, index=index, scale=dataset.scale, binarize=binarize, seed=seed, step=0, x=x[:m])
+    mu, logvar, *hidden = empty(network.latent_dim, network.latent_dim, *network.encoder_hidden)
+    for rows, x in gathered_batches(plan, dataset, params.dtype, binarize=binarize, seed=seed):
+        m = len(x)
         layers = tuple(h[:m] for h in hidden)
-        plan.encoder_forward(params=params, x=x[:m], hidden=layers, mu=mu[:m], logvar=logvar[:m])
-        yield slice(start, start + m), x[:m], mu[:m], logvar[:m]
+        plan.encoder_forward(params=params, x=x, hidden=layers, mu=mu[:m], logvar=logvar[:m])
+        yield rows, x, mu[:m], logvar[:m]
 
 
 def encode(plan: Plan, params: Array, dataset: Dataset) -> tuple[Array, Array]:

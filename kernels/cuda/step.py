@@ -49,6 +49,7 @@ class Step:
     scale: float
     binarize: str
     seed: int
+    sampled: bool  # the KL divergence of SGVB-A
 
     def launches(self) -> Iterator[Work]:
         """Gather, encode, sample, decode, compare; back again; and update."""
@@ -102,6 +103,7 @@ class Step:
             dlogvar=dheads.columns_from(latent_dim),
             seed=self.seed,
             loop=self.tables.loop,
+            sampled=self.sampled,
         )
 
     def _gather(self) -> Launch:
@@ -166,7 +168,7 @@ class Step:
             steps=self.tables.steps,
             terms=terms,
             all_rows=self.draws * self.rows,
-            rows=self.rows,
+            kl_terms=self.draws * self.rows if self.sampled else self.rows,
             loop=self.tables.loop,
         )
 

@@ -67,6 +67,7 @@ class Training:
         binarize: str,
         seed: int,
         step: int,
+        estimator: str,
         kl_weight: float,
         kl_warmup: int,
         decay: float,
@@ -79,6 +80,7 @@ class Training:
         `path` is one of `paths.PATHS`; the other arguments are those of `fastvae.kernels.Plan.train_steps`, checked.
         """
         n_steps, rows = order.shape
+        sampled = estimator == "sgvb-a"
         tables = self._room(n_steps, rows)
         length = self._graph_length(n_steps, rows)
         source = self._source(data, order, tables.order, length)
@@ -86,7 +88,7 @@ class Training:
             optimizer,
             first=step,
             count=n_steps,
-            rows=rows,
+            kl_terms=self._draws * rows if sampled else rows,
             kl_weight=kl_weight,
             kl_warmup=kl_warmup,
             decay=decay,
@@ -111,6 +113,7 @@ class Training:
             "scale": scale,
             "binarize": binarize,
             "seed": seed,
+            "sampled": sampled,
         }
         operands = self._operands_of(path)
         step_made = CublasStep(**fields, operands=operands) if operands else Step(**fields)
