@@ -80,7 +80,7 @@ def evaluate(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Measure the variational bound, or log p(x), in nats per datapoint.
+    """Measure the bound, or log p(x), in nats per datapoint.
 
     CHECKPOINT is a file, or the folder of a run. Without further options this repeats the test bound that the training
     reported, bit for bit.

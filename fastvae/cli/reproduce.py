@@ -21,7 +21,7 @@ QUICK_SAMPLES = 200_000
 
 @click.group()
 def reproduce() -> None:
-    """Run the paper's experiments again, and lay the results over its figures.
+    """Run the paper's experiments again, over its own curves.
 
     Every figure goes on from where an earlier command with the same --out was stopped.
     """
