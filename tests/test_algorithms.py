@@ -380,6 +380,7 @@ def test_the_optimizer_counts_every_update_of_mcem() -> None:
         ({"algorithm": "wake-sleep", "kl_weight": 0.5}, "no KL divergence to weigh; set kl_weight=1"),
         ({"estimator": "iwae", "kl_warmup": 5}, "no KL divergence to weigh; set kl_weight=1 and kl_warmup=0"),
         ({"algorithm": "full-vb", "prior": True}, "in its bound; set prior=False"),
+        ({"algorithm": "mcem", "binarize": "dynamic"}, "would change at every visit; set binarize='fixed'"),
     ],
 )
 def test_settings_that_contradict_an_algorithm_are_refused(settings: dict[str, Any], message: str) -> None:
