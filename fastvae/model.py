@@ -11,7 +11,17 @@ import numpy as np
 from fastvae import settings
 from fastvae.arguments import choice, integer
 from fastvae.callbacks import Callback
-from fastvae.evaluation import DEFAULT_DRAWS, ESTIMATORS, Bound, LogLikelihood, decode, encode, evaluate_bound
+from fastvae.evaluation import (
+    DEFAULT_DRAWS,
+    ESTIMATORS,
+    Bound,
+    LogLikelihood,
+    Sandwich,
+    decode,
+    encode,
+    evaluate_bound,
+    sandwich,
+)
 from fastvae.kernels import Array
 from fastvae.model_data import fitted_dataset
 from fastvae.model_plans import inference_plan
@@ -231,6 +241,31 @@ class Model:
         return ESTIMATORS[estimator](
             plan, self.params_, dataset, seed=key, binarize=self.binarize, split=split, **options
         )
+
+    def sandwich(self, n_rows: int = 100, *, random_state: int | None = None, **options: Any) -> Sandwich:
+        """Bound log p(x) from below and above on rows drawn from the model: how exact ``estimator="ais"`` is.
+
+        Parameters
+        ----------
+        n_rows : int
+            Rows drawn.
+        random_state : int, optional
+            Key of the rows and chains, by default `seed_`.
+        **options
+            ``n_draws``, ``n_temperatures``, ``n_leapfrog``: see `fastvae.evaluation.sandwich`.
+
+        Returns
+        -------
+        Sandwich
+
+        Raises
+        ------
+        ValueError
+            An argument is out of range.
+        """
+        settings.check_fitted(self)
+        key = self.seed_ if random_state is None else settings.seed(random_state)
+        return sandwich(inference_plan(self), self.params_, n_rows=n_rows, seed=key, **options)
 
     denoise = denoising.denoise
     impute = imputation.impute

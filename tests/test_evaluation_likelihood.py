@@ -291,6 +291,9 @@ def test_a_model_estimates_its_log_likelihood(compiled: str) -> None:
     chains = model.log_likelihood(rows, estimator="ais", n_draws=4, n_temperatures=20, n_leapfrog=3, random_state=3)
     assert compare(comp, chains).difference == pytest.approx(0, abs=1)
     assert chains.seed == 3
+    bounds = model.sandwich(20, n_draws=4, n_temperatures=20, n_leapfrog=3)
+    assert (bounds.lower.n_rows, bounds.lower.seed) == (20, model.seed_)
+    assert bounds.gap > 0
     with pytest.raises(ValueError, match="estimator must be one of importance, marginal-likelihood, ais"):
         model.log_likelihood(rows, estimator="exact")
     with pytest.raises(TypeError, match="density"):
