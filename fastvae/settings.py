@@ -102,8 +102,8 @@ def _check_algorithm(model: Model) -> None:
         raise ValueError(f"{chosen} draws nothing from q(z|x); set n_draws=1")
     if name == "mcem" and model.binarize == "dynamic":
         raise ValueError(
-            "algorithm='mcem' keeps a z of p(z|x) for every row, whose x binarize='dynamic' would change at every visit; "
-            "set binarize='fixed'"
+            "algorithm='mcem' keeps a z of p(z|x) for every row, whose x binarize='dynamic' would change at every "
+            "visit; set binarize='fixed'"
         )
 
 
