@@ -73,9 +73,9 @@ def check(model: Model) -> None:
         raise ValueError(f"kl_weight must be a finite number that is not negative, got {model.kl_weight!r}")
     if not isinstance(model.prior, bool | np.bool_):
         raise ValueError(f"prior must be True or False, got {model.prior!r}")
-    _check_algorithm(model)
     if choice("binarize", model.binarize, TRAINING_BINARIZE) != "none" and model.likelihood != "bernoulli":
         raise ValueError(f"binarize={model.binarize!r} makes pixels 0 or 1; it needs likelihood='bernoulli'")
+    _check_algorithm(model)
     callbacks: Any = model.callbacks
     if callbacks is not None and not (
         isinstance(callbacks, list | tuple) and all(isinstance(each, Callback) for each in callbacks)
@@ -100,6 +100,11 @@ def _check_algorithm(model: Model) -> None:
         raise ValueError("algorithm='full-vb' has the prior N(0, I) of the weights in its bound; set prior=False")
     if not kind.has_bound and model.n_draws != 1:
         raise ValueError(f"{chosen} draws nothing from q(z|x); set n_draws=1")
+    if name == "mcem" and model.binarize == "dynamic":
+        raise ValueError(
+            "algorithm='mcem' keeps a z of p(z|x) for every row, whose x binarize='dynamic' would change at every "
+            "visit; set binarize='fixed'"
+        )
 
 
 def network(model: Model, data_dim: int) -> Network:

@@ -44,7 +44,8 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
     logvar_floor : float
         Lowest log variance of the Gaussian likelihood, see `fastvae.Network`.
     binarize : {"none", "dynamic", "fixed"}
-        Make pixels 0 or 1 with their grey level as probability: anew at every step, or once for all.
+        Make pixels 0 or 1 with their grey level as probability: anew at every step (not for ``"mcem"``, which keeps a z
+        of p(z|x) for every row), or once for all.
     algorithm : {"aevb", "wake-sleep", "mcem", "full-vb", "autoencoder"}
         Auto-Encoding Variational Bayes (Algorithm 1); what the paper compares it with, wake-sleep and Monte Carlo EM
         (section 5), the latter without a recognition model, so that `transform` and all that builds on it are refused;

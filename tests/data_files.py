@@ -4,6 +4,7 @@ import gzip
 import struct
 
 import numpy as np
+import scipy.io
 
 IDX_CODES = {"u1": 0x08, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}
 
@@ -26,3 +27,11 @@ def write_mnist(folder, rng, n_train=12, n_test=5, zipped=True):
         (folder / (name + ".gz" * zipped)).write_bytes(gzip.compress(content) if zipped else content)
         arrays.append(images)
     return arrays
+
+
+def write_freyface(folder, rng, n_frames=400):
+    """Write a small file under the name of Frey Face, 393 of whose frames become test rows; return them (N, 560)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    frames = rng.integers(0, 256, (n_frames, 560), dtype=np.uint8)
+    scipy.io.savemat(folder / "frey_rawface.mat", {"ff": frames.T})
+    return frames

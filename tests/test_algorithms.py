@@ -175,7 +175,11 @@ def test_a_step_is_one_update_by_that_gradient(name: str) -> None:
     order, b = order_of(1, 3), algorithm.allocate(3, np.float64)
     statistics = algorithm.measure(state, b, index=order[0], step=0)
     decay = 0.0 if name == "full-vb" else 1 / N_ROWS  # its gradient has the prior already
-    params, slots = naive.update(ADAGRAD, state.params, b.grad, state.slots, step=0, decay=decay)
+    grad = b.grad - decay * state.params
+    if name == "autoencoder":  # whose log variances have no gradient
+        for parameter in ("encoder.logvar.W", "encoder.logvar.b"):
+            TINY.layout.views(grad)[parameter][:] = 0
+    params, slots = naive.update(ADAGRAD, state.params, grad, state.slots, step=0, decay=0.0)
     before = copies_of(state)
 
     stats = advance(algorithm, state, order)
@@ -189,6 +193,20 @@ def test_a_step_is_one_update_by_that_gradient(name: str) -> None:
         )
         np.testing.assert_allclose(state.extra["theta_logvar"], logvar, rtol=1e-12)
         np.testing.assert_allclose(state.extra["theta_slots"], slots, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "untrained"), [("mcem", "encoder"), ("autoencoder", "encoder.logvar")])
+@pytest.mark.parametrize("optimizer", ["adagrad", "adam", "sgd"])
+def test_the_weight_prior_leaves_alone_what_has_no_gradient(
+    engine: Engine, name: str, untrained: str, optimizer: str
+) -> None:
+    """Adagrad and Adam would move it by the prior's gradient as far as the rest moves by all of theirs."""
+    algorithm, state = make(engine, name, SMALL, optimizer=Optimizer(optimizer, learning_rate=0.02))
+    before = SMALL.layout.views(state.params.copy())
+    advance(algorithm, state, order_of(3, 5))
+    for parameter, values in SMALL.layout.views(state.params).items():
+        kept = parameter.startswith(f"{untrained}.")
+        assert (values == before[parameter]).all() == kept, parameter
 
 
 def test_a_step_of_mcem_is_a_transition_and_five_updates_of_theta() -> None:
@@ -380,6 +398,7 @@ def test_the_optimizer_counts_every_update_of_mcem() -> None:
         ({"algorithm": "wake-sleep", "kl_weight": 0.5}, "no KL divergence to weigh; set kl_weight=1"),
         ({"estimator": "iwae", "kl_warmup": 5}, "no KL divergence to weigh; set kl_weight=1 and kl_warmup=0"),
         ({"algorithm": "full-vb", "prior": True}, "in its bound; set prior=False"),
+        ({"algorithm": "mcem", "binarize": "dynamic"}, "would change at every visit; set binarize='fixed'"),
     ],
 )
 def test_settings_that_contradict_an_algorithm_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -80,6 +80,8 @@ def test_evaluating_a_model_of_mcem_names_what_to_use(fastvae: Callable[..., Res
     assert "--estimator 'marginal-likelihood' or 'ais'" in result.err
     shown = fastvae("evaluate", tmp_path / "run", "--estimator", "marginal-likelihood", "--json")
     assert -100 < shown.json()["log_likelihood"] < 0
+    assert shown.json()["start"] == "prior"
+    assert "begin: encoder, for mcem prior" in " ".join(fastvae("evaluate", "--help").out.split())
 
 
 def test_train_ends_in_a_table(fastvae: Callable[..., Result], tmp_path: Path) -> None:

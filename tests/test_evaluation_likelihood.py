@@ -20,6 +20,7 @@ from fastvae.evaluation import ESTIMATORS, LogLikelihood, compare, evaluate_boun
 from fastvae.evaluation.ais import inverse_temperatures
 from fastvae.evaluation.elbo import POOL_DRAWS
 from fastvae.evaluation.importance import BLOCK_DRAWS
+from fastvae.evaluation.simulation import simulate
 from fastvae.kernels import Array, Plan
 from fastvae.network import Network
 from fastvae.rng import Stream, normal
@@ -260,6 +261,20 @@ def test_rows_of_the_model_do_not_depend_on_the_plan(plan_of: Callable[..., Plan
     comp = [sandwich(plan_of(rows=rows), params, n_rows=9, n_draws=2, n_temperatures=5, seed=1) for rows in (4, 9)]
     np.testing.assert_allclose(comp[0].lower.values, comp[1].lower.values, rtol=1e-4)
     assert comp[0].lower.treatment == "drawn from the model"
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_every_row_of_the_model_is_a_draw_of_its_own(
+    plan_of: Callable[..., Plan], draw_params: Any, likelihood: str
+) -> None:
+    network = Network(13, 3, encoder_hidden=(9,), decoder_hidden=(8, 7), likelihood=likelihood)
+    params = draw_params(network)
+    x, z = simulate(plan_of(network, rows=4), params, n_rows=9, seed=1)
+    ref = []
+    for row, z_row in enumerate(z.tolist()):
+        _, out = naive.decoder_forward(network, params, [z_row])
+        ref += naive.likelihood_sample(network, out, 1, row)
+    np.testing.assert_allclose(x, ref, rtol=1e-5, atol=1e-5)
 
 
 def test_a_model_estimates_its_log_likelihood(compiled: str) -> None:

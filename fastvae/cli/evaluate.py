@@ -61,7 +61,7 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
 @click.option(
     "--start",
     type=click.Choice(["encoder", "prior"]),
-    help="Where appendix D's chains begin, encoder; prior needs no encoder.",
+    help="Where appendix D's chains begin: encoder, for mcem prior, which needs no encoder.",
 )
 @click.option("--n-temperatures", type=click.IntRange(1, 2**20), help="Temperatures of ais, 1000.")
 @seed_option("Key of the draws; by default that of the training.")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from fastvae.kernels import Array, Plan
-from fastvae.rng import Stream, normal, uniform
+from fastvae.rng import Stream, normal
 
 __all__ = ["simulate"]
 
@@ -37,13 +35,6 @@ def simulate(plan: Plan, params: Array, *, n_rows: int, seed: int) -> tuple[Arra
         hidden = tuple(np.empty((len(part), width), dtype) for width in network.decoder_hidden)
         out = np.empty((len(part), network.decoder_dims[-1]), dtype)
         plan.decoder_forward(params=params, z=z[start : start + len(part)], hidden=hidden, out=out)
-        plan.likelihood_mean(out=out, mean=part)
-        # a step of the streams for each row, so that it does not matter how many the plan holds
-        key: dict[str, Any] = {"seed": seed, "step": np.arange(start, start + len(part)), "stream": Stream.DREAM}
-        if network.likelihood == "gaussian":
-            floor = network.logvar_floor
-            logvar = floor + np.logaddexp(0, out[:, network.data_dim :] - floor)
-            part += np.exp(logvar / 2) * normal(**key, shape=part.shape[1:], dtype=dtype)
-        else:
-            part[:] = uniform(**key, shape=part.shape[1:]) < part
+        for i in range(len(part)):  # a step of the stream for each row: it does not matter how many the plan holds
+            plan.likelihood_sample(out=out[i : i + 1], seed=seed, step=start + i, x=part[i : i + 1])
     return x, z

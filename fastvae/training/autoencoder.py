@@ -47,3 +47,17 @@ class Autoencoder(Composed[Buffers]):
                 params=params, x=b.x, hidden=b.encoder_hidden, dmu=b.dmu, dlogvar=b.dlogvar, grad=b.grad
             )
         return (log_px,)
+
+    def apply(self, state: State, b: Buffers, *, index: Array, step: int) -> None:
+        """Update all but the log variances.
+
+        The weight prior is put into the gradient: as a decay it would move them too, whose gradient is zero.
+        """
+        if self.decay:
+            b.grad -= self.decay * state.params
+            views = self.plan.network.layout.views(b.grad)
+            views["encoder.logvar.W"][:] = 0
+            views["encoder.logvar.b"][:] = 0
+        self.plan.update(
+            optimizer=self.optimizer, params=state.params, grad=b.grad, state=state.slots, step=step, decay=0.0
+        )
