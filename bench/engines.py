@@ -56,6 +56,7 @@ class _Training:
             binarize="none",
             seed=0,
             step=self.step,
+            estimator="sgvb-b",
             kl_weight=1.0,
             kl_warmup=0,
             decay=0.0,

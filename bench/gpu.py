@@ -84,6 +84,7 @@ def measure_steps(
             binarize="none",
             seed=0,
             step=0,
+            estimator="sgvb-b",
             kl_weight=1.0,
             kl_warmup=0,
             decay=0.0,

@@ -61,12 +61,22 @@ def operations(plan: Plan, normal: Callable[..., None]) -> dict[str, Callable[[]
         "normal": partial(normal, seed=0, step=0, stream=Stream.LATENT, out=b.eps),
         "encoder_forward": partial(plan.encoder_forward, mu=b.mu, logvar=b.logvar, **encoder),
         "latent_forward": partial(plan.latent_forward, z=b.z, kl=b.kl, **latent),
+        "latent_forward_sampled": partial(plan.latent_forward_sampled, z=b.z, kl=b.sampled_kl, **latent),
         "decoder_forward": partial(plan.decoder_forward, out=b.out, **decoder),
         "likelihood": partial(plan.likelihood, x=b.x, out=b.out, scale=scale, log_px=b.log_px, dout=b.dout),
         "likelihood_mean": partial(plan.likelihood_mean, out=b.out, mean=np.empty_like(b.x)),
+        "likelihood_sample": partial(plan.likelihood_sample, out=b.out, seed=0, step=0, x=np.empty_like(b.x)),
         "decoder_backward": partial(plan.decoder_backward, dout=b.dout, dz=dz, grad=b.grad, **decoder),
         "latent_backward": partial(
             plan.latent_backward, dz=b.dz, kl_scale=scale, dmu=b.dmu, dlogvar=b.dlogvar, **latent
+        ),
+        "latent_backward_sampled": partial(
+            plan.latent_backward_sampled,
+            dz=b.dz,
+            weight=np.full_like(b.weight, scale),
+            dmu=b.dmu,
+            dlogvar=b.dlogvar,
+            **latent,
         ),
         "encoder_backward": partial(plan.encoder_backward, dmu=b.dmu, dlogvar=b.dlogvar, grad=b.grad, **encoder),
         "log_joint": partial(plan.log_joint, params=params, x=b.x, z=z, log_pxz=b.log_px, dz=dz),
@@ -78,6 +88,7 @@ def operations(plan: Plan, normal: Callable[..., None]) -> dict[str, Callable[[]
             optimizer=optimizer,
             data=data.rows,
             order=order,
+            estimator="sgvb-b",
             kl_weight=1.0,
             kl_warmup=0,
             decay=0.0,
@@ -89,8 +100,9 @@ def operations(plan: Plan, normal: Callable[..., None]) -> dict[str, Callable[[]
 
 
 NAMES = (
-    *("gather", "normal", "encoder_forward", "latent_forward", "decoder_forward", "likelihood", "likelihood_mean"),
-    *("decoder_backward", "latent_backward", "encoder_backward", "log_joint", "update", "train_steps"),
+    *("gather", "normal", "encoder_forward", "latent_forward", "latent_forward_sampled", "decoder_forward"),
+    *("likelihood", "likelihood_mean", "likelihood_sample", "decoder_backward", "latent_backward"),
+    *("latent_backward_sampled", "encoder_backward", "log_joint", "update", "train_steps"),
 )
 
 

@@ -159,6 +159,10 @@ inline Binarize read_binarize(const std::string& value) {
                               {"shared", Binarize::shared}});
 }
 
+inline Estimator read_estimator(const std::string& value) {
+  return read_name<Estimator>("estimator", value, {{"sgvb-b", Estimator::sgvb_b}, {"sgvb-a", Estimator::sgvb_a}});
+}
+
 inline Spec read_spec(const py::object& network) {
   Spec s;
   s.data_dim = network.attr("data_dim").cast<int>();

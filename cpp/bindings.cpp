@@ -69,6 +69,15 @@ class BoundPlan {
     plan_.latent_forward(g);
   }
 
+  void latent_forward_sampled(py::object mu, py::object logvar, py::object eps, py::object z, py::object kl) {
+    Latent g = read_latent(mu, logvar, eps);
+    g.z = output<float>("z", z, {g.draws, g.rows, j()});
+    g.z_ld = j();
+    g.kl = output<float>("kl", kl, {g.draws, g.rows});
+    ReleasedGil released;
+    plan_.latent_forward_sampled(g);
+  }
+
   void decoder_forward(py::object params, py::object z, py::sequence hidden, py::object out) {
     py::ssize_t r = rows_of("z", z, 2, all_rows(), 1);
     auto p = input<float>("params", params, {size()});
@@ -99,6 +108,14 @@ class BoundPlan {
     plan_.likelihood_mean(pout, static_cast<int>(r), pmean);
   }
 
+  void likelihood_sample(py::object out, uint64_t seed, uint64_t step, py::object x) {
+    py::ssize_t r = rows_of("out", out, 2, all_rows(), 1);
+    auto pout = input<float>("out", out, {r, out_dim()});
+    auto px = output<float>("x", x, {r, d()});
+    ReleasedGil released;
+    plan_.likelihood_sample(pout, static_cast<int>(r), seed, step, px);
+  }
+
   void decoder_backward(py::object params, py::object z, py::sequence hidden, py::object dout, py::object dz,
                         py::object grad) {
     py::ssize_t r = rows_of("z", z, 2, all_rows(), 1);
@@ -115,14 +132,18 @@ class BoundPlan {
 
   void latent_backward(py::object mu, py::object logvar, py::object eps, py::object dz, double kl_scale, py::object dmu,
                        py::object dlogvar) {
-    Latent g = read_latent(mu, logvar, eps);
-    g.dz = input<float>("dz", dz, {g.draws, g.rows, j()});
-    g.dz_ld = g.dhead_ld = j();
+    Latent g = read_latent_backward(mu, logvar, eps, dz, dmu, dlogvar);
     g.kl_scale = static_cast<float>(kl_scale);
-    g.dmu = output<float>("dmu", dmu, {g.rows, j()});
-    g.dlogvar = output<float>("dlogvar", dlogvar, {g.rows, j()});
     ReleasedGil released;
     plan_.latent_backward(g);
+  }
+
+  void latent_backward_sampled(py::object mu, py::object logvar, py::object eps, py::object dz, py::object weight,
+                               py::object dmu, py::object dlogvar) {
+    Latent g = read_latent_backward(mu, logvar, eps, dz, dmu, dlogvar);
+    g.weight = input<float>("weight", weight, {g.draws, g.rows});
+    ReleasedGil released;
+    plan_.latent_backward_sampled(g);
   }
 
   void encoder_backward(py::object params, py::object x, py::sequence hidden, py::object dmu, py::object dlogvar,
@@ -161,8 +182,8 @@ class BoundPlan {
   }
 
   void train_steps(py::object params, py::object state, py::object optimizer, py::object data, py::object order,
-                   double scale, const std::string& binarize, uint64_t seed, int64_t step, double kl_weight,
-                   int64_t kl_warmup, double decay, py::object stats, py::object done) {
+                   double scale, const std::string& binarize, uint64_t seed, int64_t step, const std::string& estimator,
+                   double kl_weight, int64_t kl_warmup, double decay, py::object stats, py::object done) {
     TrainArguments t = {};
     t.done = output<int64_t>("done", done, {1});
     *t.done = 0;
@@ -182,6 +203,7 @@ class BoundPlan {
     t.binarize = read_binarize(binarize);
     t.seed = seed;
     t.step = step;
+    t.estimator = read_estimator(estimator);
     t.kl_weight = kl_weight;
     t.kl_warmup = kl_warmup;
     t.decay = decay;
@@ -219,6 +241,16 @@ class BoundPlan {
     g.logvar = input<float>("logvar", logvar, {g.rows, j()});
     g.head_ld = j();
     g.eps = input<float>("eps", eps, {g.draws, g.rows, j()});
+    return g;
+  }
+
+  Latent read_latent_backward(const py::object& mu, const py::object& logvar, const py::object& eps,
+                              const py::object& dz, const py::object& dmu, const py::object& dlogvar) const {
+    Latent g = read_latent(mu, logvar, eps);
+    g.dz = input<float>("dz", dz, {g.draws, g.rows, j()});
+    g.dz_ld = g.dhead_ld = j();
+    g.dmu = output<float>("dmu", dmu, {g.rows, j()});
+    g.dlogvar = output<float>("dlogvar", dlogvar, {g.rows, j()});
     return g;
   }
 
@@ -305,19 +337,24 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
       .def("encoder_forward", &BoundPlan::encoder_forward, py::kw_only(), "params"_a, "x"_a, "hidden"_a, "mu"_a,
            "logvar"_a)
       .def("latent_forward", &BoundPlan::latent_forward, py::kw_only(), "mu"_a, "logvar"_a, "eps"_a, "z"_a, "kl"_a)
+      .def("latent_forward_sampled", &BoundPlan::latent_forward_sampled, py::kw_only(), "mu"_a, "logvar"_a, "eps"_a,
+           "z"_a, "kl"_a)
       .def("decoder_forward", &BoundPlan::decoder_forward, py::kw_only(), "params"_a, "z"_a, "hidden"_a, "out"_a)
       .def("likelihood", &BoundPlan::likelihood, py::kw_only(), "x"_a, "out"_a, "scale"_a, "log_px"_a, "dout"_a)
       .def("likelihood_mean", &BoundPlan::likelihood_mean, py::kw_only(), "out"_a, "mean"_a)
+      .def("likelihood_sample", &BoundPlan::likelihood_sample, py::kw_only(), "out"_a, "seed"_a, "step"_a, "x"_a)
       .def("decoder_backward", &BoundPlan::decoder_backward, py::kw_only(), "params"_a, "z"_a, "hidden"_a, "dout"_a,
            "dz"_a, "grad"_a)
       .def("latent_backward", &BoundPlan::latent_backward, py::kw_only(), "mu"_a, "logvar"_a, "eps"_a, "dz"_a,
            "kl_scale"_a, "dmu"_a, "dlogvar"_a)
+      .def("latent_backward_sampled", &BoundPlan::latent_backward_sampled, py::kw_only(), "mu"_a, "logvar"_a, "eps"_a,
+           "dz"_a, "weight"_a, "dmu"_a, "dlogvar"_a)
       .def("encoder_backward", &BoundPlan::encoder_backward, py::kw_only(), "params"_a, "x"_a, "hidden"_a, "dmu"_a,
            "dlogvar"_a, "grad"_a)
       .def("log_joint", &BoundPlan::log_joint, py::kw_only(), "params"_a, "x"_a, "z"_a, "log_pxz"_a, "dz"_a)
       .def("update", &BoundPlan::update, py::kw_only(), "optimizer"_a, "params"_a, "grad"_a, "state"_a, "step"_a,
            "decay"_a)
       .def("train_steps", &BoundPlan::train_steps, py::kw_only(), "params"_a, "state"_a, "optimizer"_a, "data"_a,
-           "order"_a, "scale"_a, "binarize"_a, "seed"_a, "step"_a, "kl_weight"_a, "kl_warmup"_a, "decay"_a, "stats"_a,
-           "done"_a);
+           "order"_a, "scale"_a, "binarize"_a, "seed"_a, "step"_a, "estimator"_a, "kl_weight"_a, "kl_warmup"_a,
+           "decay"_a, "stats"_a, "done"_a);
 }

@@ -50,8 +50,11 @@ constexpr Kernels table = {
     normal,
     latent_forward,
     latent_backward,
+    latent_forward_sampled,
+    latent_backward_sampled,
     likelihood,
     likelihood_mean,
+    likelihood_sample,
 };
 const Kernels FASTVAE_JOIN(kernels_, FASTVAE_LEVEL) = table;
 

@@ -23,10 +23,11 @@ enum class Activation : int { none, tanh, relu, softplus, sigmoid };
 enum class Likelihood : int { bernoulli, gaussian };
 enum class Dtype : int { u8, f32, f64 };
 enum class Binarize : int { none, dynamic, fixed, shared };
+enum class Estimator : int { sgvb_b, sgvb_a };  // KL divergence analytic (equation 7), or of the draws (equation 6)
 enum class Rule : int { adagrad, adam, sgd, hold };
 
 // Fourth counter word of the noise: fastvae/rng.py has the list.
-enum Stream : uint32_t { stream_latent = 0, stream_binarize = 1, stream_binarize_fixed = 2 };
+enum Stream : uint32_t { stream_latent = 0, stream_binarize = 1, stream_binarize_fixed = 2, stream_dream = 8 };
 
 // A matrix as lists of its units that are not zero, in order: those of row (or column) i from start[i] to end[i], with
 // `room` for each.
@@ -60,8 +61,9 @@ struct Density {
   float* log_px;
   float* dout;
   long dout_ld;
-  float* mean;
+  float* mean;  // or the sample
   long mean_ld;
+  uint64_t seed, step;  // of the sample's noise
 };
 
 // C (rows x panels * panel) = A (rows x depth units) B, then an epilogue: f(C + bias); or C * f'(h) when h is given;
@@ -135,10 +137,11 @@ struct Latent {
   int draws, rows, latent_dim;
   float* z;
   long z_ld;
-  float* kl;
+  float* kl;  // [rows], sampled [draws][rows]
   const float* dz;
   long dz_ld;
   float kl_scale;
+  const float* weight;  // sampled: of each draw's kl, [draws][rows]; where null all are kl_scale
   float *dmu, *dlogvar;
   long dhead_ld;
 };
@@ -163,8 +166,11 @@ struct Kernels {
   void (*normal)(uint64_t seed, uint64_t step, uint32_t stream, float* out, long begin, long end);
   void (*latent_forward)(const Latent&, int begin, int end);
   void (*latent_backward)(const Latent&, int begin, int end);
+  void (*latent_forward_sampled)(const Latent&, int begin, int end);
+  void (*latent_backward_sampled)(const Latent&, int begin, int end);
   void (*likelihood)(const Density&, int begin, int end);
   void (*likelihood_mean)(const Density&, int begin, int end);
+  void (*likelihood_sample)(const Density&, int begin, int end);
 };
 
 // Levels compiled into this build that the machine can run, narrowest first.

@@ -1,5 +1,6 @@
 // z = mu + exp(logvar / 2) eps (section 2.4), kl = -1/2 sum (1 + logvar - mu^2 - exp(logvar)) (appendix B), and the
-// gradients of both to mu and logvar. Rows of M; eps is [L][M][J], z and dz have row l * M + m.
+// gradients of both to mu and logvar; or, for kl, log q(z|x) - log p(z) = 1/2 sum (z^2 - eps^2 - logvar) at each draw
+// (equation 6). Rows of M; eps is [L][M][J], z and dz have row l * M + m.
 #pragma once
 
 // Calls f(column, lanes) over n columns, whole vectors first.
@@ -44,6 +45,46 @@ void latent_backward(const Latent& g, int begin, int end) {
       V expm1 = exp_minus_1_minus(v, exp(v)) + v;
       store_lanes(g.dmu + m * g.dhead_ld + j, dz - g.kl_scale * mean, lanes);
       store_lanes(g.dlogvar + m * g.dhead_ld + j, 0.5f * (exp(0.5f * v) * dz_eps - g.kl_scale * expm1), lanes);
+    });
+  }
+}
+
+void latent_forward_sampled(const Latent& g, int begin, int end) {
+  for (int m = begin; m < end; ++m) {
+    const float *mu = g.mu + m * g.head_ld, *logvar = g.logvar + m * g.head_ld;
+    for (int l = 0; l < g.draws; ++l) {
+      const long row = static_cast<long>(l) * g.rows + m;
+      V twice_kl = {};
+      for_vectors(g.latent_dim, [&](int j, int lanes) {
+        V v = load_lanes(logvar + j, lanes), eps = load_lanes(g.eps + row * g.latent_dim + j, lanes);
+        V z = load_lanes(mu + j, lanes) + exp(0.5f * v) * eps;
+        store_lanes(g.z + row * g.z_ld + j, z, lanes);
+        twice_kl += z * z - eps * eps - v;
+      });
+      g.kl[row] = 0.5f * sum(twice_kl);
+    }
+  }
+}
+
+// dz less weight z is the bound's derivative by z with the draw's KL term; log q(z|x) has one more by logvar, -1/2.
+void latent_backward_sampled(const Latent& g, int begin, int end) {
+  for (int m = begin; m < end; ++m) {
+    const float *mu = g.mu + m * g.head_ld, *logvar = g.logvar + m * g.head_ld;
+    for_vectors(g.latent_dim, [&](int j, int lanes) {
+      V mean = load_lanes(mu + j, lanes), sd = exp(0.5f * load_lanes(logvar + j, lanes));
+      V dz = {}, dz_eps = {};
+      float weights = 0;
+      for (int l = 0; l < g.draws; ++l) {
+        const long row = static_cast<long>(l) * g.rows + m;
+        const float weight = g.weight ? g.weight[row] : g.kl_scale;
+        V eps = load_lanes(g.eps + row * g.latent_dim + j, lanes);
+        V d = load_lanes(g.dz + row * g.dz_ld + j, lanes) - weight * (mean + sd * eps);
+        dz += d;
+        dz_eps += d * eps;
+        weights += weight;
+      }
+      store_lanes(g.dmu + m * g.dhead_ld + j, dz, lanes);
+      store_lanes(g.dlogvar + m * g.dhead_ld + j, 0.5f * (sd * dz_eps + weights), lanes);
     });
   }
 }

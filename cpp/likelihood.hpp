@@ -1,6 +1,8 @@
 // log p(x|z) and its gradient from the decoder's heads in one pass, rows of out.
 //   bernoulli: sum x a - max(a, 0) - log1p(exp(-|a|)); gradient x - sigmoid(a)
 //   gaussian:  -1/2 sum log(2 pi) + logvar + (x - mean)^2 / exp(logvar), logvar = floor + softplus(s - floor)
+//
+// And x ~ p(x|z): [u < sigmoid(a)], mean + exp(logvar / 2) n.
 #pragma once
 
 constexpr float log_two_pi = 1.83787707f;
@@ -70,4 +72,25 @@ void likelihood_mean(const Density& g, int begin, int end) {
       V a = load_lanes(g.out + r * g.out_ld + d, lanes);
       store_lanes(g.mean + r * g.mean_ld + d, squash ? sigmoid(a) : a, lanes);
     });
+}
+
+// Rows of D columns without padding, so that element r D + d of the noise is that of x.
+void likelihood_sample(const Density& g, int begin, int end) {
+  const int n = g.data_dim;
+  if (g.likelihood == Likelihood::bernoulli) {
+    likelihood_mean(g, begin, end);
+    for (int r = begin; r < end; ++r)
+      binarize_row(g.mean + r * g.mean_ld, n, g.seed, g.step, stream_dream, static_cast<long>(r) * n);
+    return;
+  }
+  normal(g.seed, g.step, stream_dream, g.mean, static_cast<long>(begin) * n, static_cast<long>(end) * n);
+  for (int r = begin; r < end; ++r) {
+    const float* out = g.out + r * g.out_ld;
+    float* x = g.mean + r * g.mean_ld;
+    for_vectors(n, [&](int d, int lanes) {
+      V a = load_lanes(out + d, lanes), s = load_lanes(out + n + d, lanes);
+      V mean = g.sigmoid_mean ? sigmoid(a) : a, logvar = g.logvar_floor + softplus(s - g.logvar_floor);
+      store_lanes(x + d, mean + exp(0.5f * logvar) * load_lanes(x + d, lanes), lanes);
+    });
+  }
 }

@@ -66,9 +66,19 @@ void Plan::latent_forward(Latent g) {
   pool_.run([&](Team& team) { kernels.latent_forward(g, team.begin(g.rows), team.end(g.rows)); });
 }
 
+void Plan::latent_forward_sampled(Latent g) {
+  Turn turn(*this);
+  pool_.run([&](Team& team) { kernels.latent_forward_sampled(g, team.begin(g.rows), team.end(g.rows)); });
+}
+
 void Plan::latent_backward(Latent g) {
   Turn turn(*this);
   pool_.run([&](Team& team) { kernels.latent_backward(g, team.begin(g.rows), team.end(g.rows)); });
+}
+
+void Plan::latent_backward_sampled(Latent g) {
+  Turn turn(*this);
+  pool_.run([&](Team& team) { kernels.latent_backward_sampled(g, team.begin(g.rows), team.end(g.rows)); });
 }
 
 void Plan::decoder_forward(const float* params, const float* z, int rows, const std::vector<float*>& hidden,
@@ -107,6 +117,18 @@ void Plan::likelihood_mean(const float* out, int rows, float* mean) {
   g.mean = mean;
   g.mean_ld = spec.data_dim;
   pool_.run([&](Team& team) { kernels.likelihood_mean(g, team.begin(rows), team.end(rows)); });
+}
+
+void Plan::likelihood_sample(const float* out, int rows, uint64_t seed, uint64_t step, float* x) {
+  Turn turn(*this);
+  Density g = density(1);
+  g.out = out;
+  g.out_ld = static_cast<long>(spec.heads()) * spec.data_dim;
+  g.mean = x;
+  g.mean_ld = spec.data_dim;
+  g.seed = seed;
+  g.step = step;
+  pool_.run([&](Team& team) { kernels.likelihood_sample(g, team.begin(rows), team.end(rows)); });
 }
 
 void Plan::decoder_backward(const float* params, const float* z, int rows, const std::vector<const float*>& hidden,

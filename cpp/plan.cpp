@@ -74,7 +74,7 @@ Plan::Plan(Spec s, int rows, int draws, bool bf16, int threads)
   z_ = matrix(all, spec.latent_dim, both);
   dz_ = matrix(all, spec.latent_dim, float32);
   eps_ = Floats(static_cast<size_t>(all) * spec.latent_dim);
-  kl_ = Floats(rows);
+  kl_ = Floats(all);
   log_px_ = Floats(static_cast<size_t>(decoder_.layers.back().panels + threads) * all);
 }
 

@@ -120,6 +120,7 @@ struct TrainArguments {
   Binarize binarize;
   uint64_t seed;
   int64_t step;
+  Estimator estimator;
   double kl_weight;
   int64_t kl_warmup;
   double decay;
@@ -142,12 +143,15 @@ class Plan {
   void encoder_forward(const float* params, const float* x, int rows, const std::vector<float*>& hidden, float* mu,
                        float* logvar);
   void latent_forward(Latent g);
+  void latent_forward_sampled(Latent g);
   void decoder_forward(const float* params, const float* z, int rows, const std::vector<float*>& hidden, float* out);
   void likelihood(const float* x, int x_rows, const float* out, int rows, float scale, float* log_px, float* dout);
   void likelihood_mean(const float* out, int rows, float* mean);
+  void likelihood_sample(const float* out, int rows, uint64_t seed, uint64_t step, float* x);
   void decoder_backward(const float* params, const float* z, int rows, const std::vector<const float*>& hidden,
                         const float* dout, float* dz, float* grad);
   void latent_backward(Latent g);
+  void latent_backward_sampled(Latent g);
   void encoder_backward(const float* params, const float* x, int rows, const std::vector<const float*>& hidden,
                         const float* dmu, const float* dlogvar, float* grad);
   void log_joint(const float* params, const float* x, int x_rows, const float* z, int rows, float* log_pxz, float* dz);

@@ -29,6 +29,8 @@ Update OptimizerSpec::at(int64_t step, double decay) const {
 // One step of Algorithm 1. False, with nothing updated, when the bound is not finite or an interrupt is due.
 bool Plan::step(Team& team, const TrainArguments& t, int64_t i) {
   const int all = draws * t.rows, latent_dim = spec.latent_dim;
+  const bool sampled = t.estimator == Estimator::sgvb_a;
+  const int kl_terms = sampled ? all : t.rows;
   const int64_t now = t.step + i;
   double weight = t.kl_weight;
   if (t.kl_warmup > 0) weight *= std::min(1.0, static_cast<double>(now) / static_cast<double>(t.kl_warmup));
@@ -61,11 +63,11 @@ bool Plan::step(Team& team, const TrainArguments& t, int64_t i) {
   latent.kl = kl_.get();
   latent.dz = dz_.p;
   latent.dz_ld = dz_.ld;
-  latent.kl_scale = static_cast<float>(weight / t.rows);
+  latent.kl_scale = static_cast<float>(weight / kl_terms);
   latent.dmu = dheads.p;
   latent.dlogvar = dheads.p + latent_dim;
   latent.dhead_ld = dheads.ld;
-  kernels.latent_forward(latent, mine.begin, mine.end);
+  (sampled ? kernels.latent_forward_sampled : kernels.latent_forward)(latent, mine.begin, mine.end);
   if (draws > 1) team.barrier();  // rows of z belong to other threads than rows of x
   to_pairs(z_, latent_dim, all, of_all);
   if (!proceed(team, latent_forward_phase_)) return false;
@@ -80,15 +82,15 @@ bool Plan::step(Team& team, const TrainArguments& t, int64_t i) {
   const float* row_log_px = sum_log_px(team, all, {0, all});
   double log_px = 0, kl = 0;
   for (int r = 0; r < all; ++r) log_px += row_log_px[r];
-  for (int m = 0; m < t.rows; ++m) kl += kl_.get()[m];
+  for (int m = 0; m < kl_terms; ++m) kl += kl_.get()[m];
   log_px /= all;
-  kl /= t.rows;
+  kl /= kl_terms;
   if (team.id == 0) t.stats[2 * i] = log_px, t.stats[2 * i + 1] = kl;
   if (!std::isfinite(log_px - kl)) return false;
 
   if (!backward(team, decoder_, all)) return false;
   if (!input_gradient(team, decoder_.layers[0], decoder_.dy[0], all, nullptr, Activation::none, dz_)) return false;
-  kernels.latent_backward(latent, mine.begin, mine.end);
+  (sampled ? kernels.latent_backward_sampled : kernels.latent_backward)(latent, mine.begin, mine.end);
   to_pairs(dheads, 2 * latent_dim, t.rows, mine);
   if (!proceed(team, latent_backward_phase_)) return false;
   if (!backward(team, encoder_, t.rows)) return false;

@@ -176,10 +176,12 @@ class Progress(Callback):
     def on_epoch_end(self, run: Run, row: dict[str, Any]) -> None:
         """Print the epoch's figures."""
         of = "" if run.n_epochs is None else f"/{run.n_epochs}"
-        test = row.get("elbo_test")
-        line = f"epoch {row['epoch']:>{max(len(of) - 1, 0)}}{of}  elbo {row['elbo']:.3f}"
-        line += "" if test is None else f"  test {test:.3f}"
-        line += f"  kl {row['kl']:.3f}  {row['samples_per_second']:,.0f} samples/s"
+        figures = {"elbo": "elbo", "elbo_test": "test", "kl": "kl"}
+        if "elbo" not in row:
+            figures = {name: name for name in run.algorithm.statistics}
+        line = f"epoch {row['epoch']:>{max(len(of) - 1, 0)}}{of}"
+        line += "".join(f"  {label} {row[name]:.3f}" for name, label in figures.items() if row.get(name) is not None)
+        line += f"  {row['samples_per_second']:,.0f} samples/s"
         if self.bar is not None:
             with _lossy():
                 self.bar.write(line, file=self.bar.fp)

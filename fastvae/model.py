@@ -29,6 +29,7 @@ from fastvae.network import Network
 from fastvae.optimizer import Optimizer
 from fastvae.rng import Stream, normal
 from fastvae.training.state import State
+from fastvae.uses import denoising, imputation, latent_space
 
 __all__ = ["Model"]
 
@@ -50,6 +51,8 @@ class Model:
     mean: str = "sigmoid"
     logvar_floor: float = -10.0
     binarize: str = "none"
+    algorithm: str = "aevb"
+    estimator: str = "sgvb-b"
     optimizer: str | Optimizer = "adam"
     learning_rate: float | None = None
     batch_size: int = 100
@@ -70,6 +73,8 @@ class Model:
     # Not there before training.
     network_: Network = field(init=False)
     optimizer_: Optimizer = field(init=False)
+    algorithm_: str = field(init=False)
+    estimator_: str = field(init=False)
     state_: State = field(init=False)
     seed_: int = field(init=False)
     n_features_in_: int = field(init=False)
@@ -100,7 +105,14 @@ class Model:
         return self.state_.step
 
     def transform(self, X: Any) -> Array:
-        """Return the posterior mean mu of each row, shape (N, J), float32. Pixels are seen as they are."""
+        """Return the posterior mean mu of each row, shape (N, J), float32. Pixels are seen as they are.
+
+        Raises
+        ------
+        ValueError
+            The algorithm trains no recognition model.
+        """
+        settings.check_encodes(self)
         dataset = fitted_dataset(self, X)
         return encode(inference_plan(self), self.params_, dataset)[0]
 
@@ -167,7 +179,13 @@ class Model:
         -------
         Bound
             See `fastvae.evaluation.evaluate_bound`.
+
+        Raises
+        ------
+        ValueError
+            The algorithm trains no q(z|x), so that there is no bound.
         """
+        settings.check_has_bound(self)
         dataset = fitted_dataset(self, X)
         key = self.seed_ if random_state is None else settings.seed(random_state)
         return evaluate_bound(
@@ -197,7 +215,8 @@ class Model:
             Which part of the data X is, for the record.
         **options
             The estimator's own arguments, such as ``n_draws``: see `fastvae.evaluation.evaluate_importance`,
-            `evaluate_marginal_likelihood` and `evaluate_ais`.
+            `evaluate_marginal_likelihood` and `evaluate_ais`. The chains of a model of Monte Carlo EM start from the
+            prior, as it has no q(z|x).
 
         Returns
         -------
@@ -207,10 +226,16 @@ class Model:
         Raises
         ------
         ValueError
-            The estimator is unknown, or an option out of range.
+            The estimator is unknown or needs a q(z|x) that the algorithm has not trained, or an option is out of range.
         """
         choice("estimator", estimator, ESTIMATORS)
         dataset = fitted_dataset(self, X)
+        if estimator == "importance":
+            settings.check_has_bound(self)
+        if estimator == "marginal-likelihood":
+            options.setdefault("start", "encoder" if settings.encodes(self) else "prior")
+        if options.get("start") == "encoder":
+            settings.check_encodes(self)
         key = self.seed_ if random_state is None else settings.seed(random_state)
         plan = inference_plan(self)
         return ESTIMATORS[estimator](
@@ -241,3 +266,9 @@ class Model:
         settings.check_fitted(self)
         key = self.seed_ if random_state is None else settings.seed(random_state)
         return sandwich(inference_plan(self), self.params_, n_rows=n_rows, seed=key, **options)
+
+    denoise = denoising.denoise
+    impute = imputation.impute
+    manifold = latent_space.manifold
+    traverse = latent_space.traverse
+    interpolate = latent_space.interpolate

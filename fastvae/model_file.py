@@ -13,6 +13,7 @@ from fastvae.errors import CheckpointError
 from fastvae.model import Model
 from fastvae.network import Network
 from fastvae.optimizer import Optimizer
+from fastvae.training.algorithm import algorithm_class
 from fastvae.training.state import State
 
 __all__ = ["from_checkpoint", "read_model", "to_checkpoint"]
@@ -35,6 +36,7 @@ def to_checkpoint(model: Model, **extra: Any) -> Checkpoint:
         "estimator": settings.to_json(model),
         "network": model.network_.to_dict(),
         "optimizer": model.optimizer_.to_dict(),
+        "algorithm": {"name": model.algorithm_, "estimator": model.estimator_},
         "seed": model.seed_,
         "data": {
             "scale": model.scale_,
@@ -68,6 +70,9 @@ def from_checkpoint(checkpoint: Checkpoint, kind: type[M]) -> M:
         model = kind(**settings.from_json(metadata["estimator"]))
         model.network_ = Network.from_dict(metadata["network"])
         model.optimizer_ = Optimizer.from_dict(metadata["optimizer"])
+        # Files of versions that had one algorithm do not name it.
+        algorithm = metadata.get("algorithm", {"name": "aevb", "estimator": "sgvb-b"})
+        model.algorithm_, model.estimator_ = str(algorithm["name"]), str(algorithm["estimator"])
         model.seed_ = model.random_state = settings.seed(metadata["seed"])
         model.n_features_in_ = model.network_.data_dim
         data = metadata["data"]
@@ -79,6 +84,8 @@ def from_checkpoint(checkpoint: Checkpoint, kind: type[M]) -> M:
             size=model.network_.layout.size,
             n_slots=model.optimizer_.n_slots,
             dtype=settings.dtype(model),
+            n_statistics=len(algorithm_class(model.algorithm_, model.estimator_).statistics),
+            extra_shapes=settings.extra_shapes(model, model.network_, model.optimizer_, model.n_samples_seen_),
         )
         settings.check_unchanged(model)
     except CheckpointError:

@@ -40,11 +40,13 @@ class Stream(IntEnum):
     DREAM = 8  # x of dreams given z, step = training step, element = r * D + d
     MOMENTUM = 9  # momenta of HMC, step = transition, element = r * J + j
     ACCEPT = 10  # two uniforms per row of HMC: for acceptance and for the step size, step = transition, element = 2 r
-    PARAMETERS = 11  # draw of theta of full variational Bayes, step = training step, element = place in the flat buffer
+    PARAMETERS = 11  # draw of theta of full variational Bayes, step = training step, element = place within theta
     IMPORTANCE = 12  # pool of eps of importance sampling, as EVALUATION
     AIS = 13  # initial z of the Markov chains of evaluation
-    IMPUTE = 14  # z of a missing pixel's chain, step = iteration
-    CORRUPT = 15  # noise that corrupts rows to be denoised
+    # Chains of missing values, of all rows the same: iteration i draws z at step 3 i, element = chain * J + j, the
+    # uniform of its test at 3 i + 1, element = chain, and x at 3 i + 2, element = chain * D + d.
+    IMPUTE = 14
+    CORRUPT = 15  # noise that corrupts rows to be denoised, step = row // 64, element = row % 64 * D + d
 
 
 def philox(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.uint32]:

@@ -6,6 +6,7 @@ import inspect
 import os
 import secrets
 from collections.abc import Mapping
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from fastvae.errors import BackendError
 from fastvae.evaluation.elbo import POOL_DRAWS
 from fastvae.network import MAX_WIDTH, Network, check_init
 from fastvae.optimizer import DEFAULT_LEARNING_RATES, OPTIMIZERS, Optimizer
+from fastvae.training.algorithm import ALGORITHMS, ESTIMATORS, algorithm_class
 
 if TYPE_CHECKING:
     from fastvae.model import Model
@@ -25,10 +27,14 @@ __all__ = [
     "TRAINING_BINARIZE",
     "check",
     "check_batch_size",
+    "check_encodes",
     "check_fitted",
+    "check_has_bound",
     "check_memory",
     "check_unchanged",
     "dtype",
+    "encodes",
+    "extra_shapes",
     "from_json",
     "is_fitted",
     "network",
@@ -67,6 +73,7 @@ def check(model: Model) -> None:
         raise ValueError(f"kl_weight must be a finite number that is not negative, got {model.kl_weight!r}")
     if not isinstance(model.prior, bool | np.bool_):
         raise ValueError(f"prior must be True or False, got {model.prior!r}")
+    _check_algorithm(model)
     if choice("binarize", model.binarize, TRAINING_BINARIZE) != "none" and model.likelihood != "bernoulli":
         raise ValueError(f"binarize={model.binarize!r} makes pixels 0 or 1; it needs likelihood='bernoulli'")
     callbacks: Any = model.callbacks
@@ -80,6 +87,19 @@ def check(model: Model) -> None:
             f"backend {engine.NAME!r} has no precision {model.precision!r} here; "
             f"choose one of {', '.join(engine.PRECISIONS)}"
         )
+
+
+def _check_algorithm(model: Model) -> None:
+    name, estimator = choice("algorithm", model.algorithm, ALGORITHMS), choice("estimator", model.estimator, ESTIMATORS)
+    if name != "aevb" and estimator != "sgvb-b":
+        raise ValueError(f"estimator={estimator!r} needs algorithm='aevb'; {name!r} has its own objective")
+    kind, chosen = algorithm_class(name, estimator), f"algorithm={name!r} with estimator={estimator!r}"
+    if not kind.weighs_kl and (model.kl_weight != 1 or model.kl_warmup != 0):
+        raise ValueError(f"{chosen} has no KL divergence to weigh; set kl_weight=1 and kl_warmup=0")
+    if name == "full-vb" and model.prior:
+        raise ValueError("algorithm='full-vb' has the prior N(0, I) of the weights in its bound; set prior=False")
+    if not kind.has_bound and model.n_draws != 1:
+        raise ValueError(f"{chosen} draws nothing from q(z|x); set n_draws=1")
 
 
 def network(model: Model, data_dim: int) -> Network:
@@ -160,16 +180,54 @@ def check_fitted(model: Model) -> None:
         )
 
 
+def encodes(model: Model) -> bool:
+    """Return whether a fitted model's algorithm trains a recognition model."""
+    return algorithm_class(model.algorithm_, model.estimator_).encodes
+
+
+def check_encodes(model: Model) -> None:
+    """Refuse a model whose algorithm trains no recognition model.
+
+    Raises
+    ------
+    ValueError
+        It is a fitted one of algorithm ``"mcem"``.
+    """
+    check_fitted(model)
+    if not encodes(model):
+        raise ValueError(
+            f"a model trained by algorithm={model.algorithm_!r} has no recognition model q(z|x), so it encodes and "
+            "reconstructs nothing; use sample, and log_likelihood with estimator='marginal-likelihood' or 'ais'"
+        )
+
+
+def check_has_bound(model: Model) -> None:
+    """Refuse a model that has no bound to be measured.
+
+    Raises
+    ------
+    ValueError
+        It is a fitted one of an algorithm that trains no q(z|x).
+    """
+    check_encodes(model)
+    if not algorithm_class(model.algorithm_, model.estimator_).has_bound:
+        raise ValueError(
+            f"a model trained by algorithm={model.algorithm_!r} has no distribution q(z|x) to draw from, so no bound; "
+            "compare its reconstructions, or use log_likelihood with estimator='marginal-likelihood' or 'ais'"
+        )
+
+
 def check_unchanged(model: Model) -> None:
     """Refuse to go on with training when what the fitted state depends on was changed after it began.
 
     Raises
     ------
     ValueError
-        Network, optimizer or precision are others than the fitted ones.
+        Network, algorithm, estimator, optimizer or precision are others than the fitted ones.
     """
     begun, wanted = model.network_, network(model, model.n_features_in_)
     pairs = {name: (getattr(begun, name), value) for name, value in wanted.to_dict().items()}
+    pairs["algorithm"], pairs["estimator"] = (model.algorithm_, model.algorithm), (model.estimator_, model.estimator)
     pairs["optimizer"] = model.optimizer_.name, optimizer(model).name
     pairs["dtype of precision"] = model.params_.dtype, dtype(model)
     for name, (before, after) in pairs.items():
@@ -191,14 +249,20 @@ def check_batch_size(model: Model) -> None:
         raise ValueError(f"training began with batch_size {before}, not {model.batch_size}; set it back or fit anew")
 
 
-def check_memory(model: Model, network: Network, optimizer: Optimizer) -> None:
+def extra_shapes(model: Model, network: Network, optimizer: Optimizer, n_rows: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of what the algorithm carries besides parameters and optimizer state, on N rows."""
+    kind = algorithm_class(model.algorithm, model.estimator)
+    return kind.extra_shapes(network, n_slots=optimizer.n_slots, n_rows=n_rows)
+
+
+def check_memory(model: Model, network: Network, optimizer: Optimizer, n_rows: int) -> None:
     """Refuse a model that cannot fit, before the system kills the process for it.
 
     Raises
     ------
     MemoryError
-        Parameters, gradient, optimizer state, the engine's and a checkpoint's copy of them, one minibatch and the draws
-        of evaluation need more than the machine's memory.
+        Parameters, gradient, optimizer state, the engine's and a checkpoint's copy of them, what the algorithm carries
+        besides, one minibatch and the draws of evaluation need more than the machine's memory.
     """
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
         return
@@ -207,6 +271,7 @@ def check_memory(model: Model, network: Network, optimizer: Optimizer) -> None:
     rows = int(model.batch_size) * int(model.n_draws)
     needed = (
         size * itemsize * ((3 + 2 * optimizer.n_slots) + (1 + optimizer.n_slots))
+        + itemsize * sum(map(prod, extra_shapes(model, network, optimizer, n_rows).values()))
         + _NOISE_BYTES
         * max(POOL_DRAWS * network.latent_dim, *(layer.fan_in * layer.fan_out for layer in network.layout.layers))
         + _ACTIVATION_BYTES * rows * (sum(network.encoder_dims) + sum(network.decoder_dims))

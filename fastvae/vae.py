@@ -45,6 +45,15 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
         Lowest log variance of the Gaussian likelihood, see `fastvae.Network`.
     binarize : {"none", "dynamic", "fixed"}
         Make pixels 0 or 1 with their grey level as probability: anew at every step, or once for all.
+    algorithm : {"aevb", "wake-sleep", "mcem", "full-vb", "autoencoder"}
+        Auto-Encoding Variational Bayes (Algorithm 1); what the paper compares it with, wake-sleep and Monte Carlo EM
+        (section 5), the latter without a recognition model, so that `transform` and all that builds on it are refused;
+        full variational Bayes over the decoder's parameters too (appendix F); a deterministic autoencoder without
+        noise and KL divergence, for comparing reconstructions. Their classes, `WakeSleep`, `MCEM`, `FullVB`, ... in
+        `fastvae.training`, say what each ascends.
+    estimator : {"sgvb-b", "sgvb-a", "iwae"}
+        What ``"aevb"`` ascends: the bound with the analytic KL divergence (equation 7) or with a sampled one (equation
+        6), or the importance-weighted bound of `n_draws` draws (Burda et al. 2016).
     optimizer : {"adam", "adagrad", "sgd"} or Optimizer
     learning_rate : float, optional
         By default 0.001, for adagrad 0.02.
@@ -83,6 +92,8 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
     ----------
     network_ : Network
     optimizer_ : Optimizer
+    algorithm_, estimator_ : str
+        What trained it.
     state_ : State
         Parameters, optimizer state, counters: all that training goes on from.
     params_ : ndarray of shape (P,)
@@ -90,7 +101,9 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
     history_ : dict of str to list
         One value per epoch: ``epoch``, ``step``, ``elbo``, ``log_px``, ``kl`` (means over the epoch's minibatches while
         it trained), ``kl_weight``, ``seconds``, ``samples_per_second``; with an `eval_set` also ``elbo_test``,
-        ``log_px_test``, ``kl_test`` (with one draw per row, see `evaluate` for more) and ``active_units``.
+        ``log_px_test``, ``kl_test`` (with one draw per row, see `evaluate` for more) and ``active_units``. Full
+        variational Bayes adds ``kl_theta`` (over N, and subtracted in ``elbo`` too); Monte Carlo EM has ``log_px``,
+        ``log_pxz`` and ``acceptance`` in place of bound and KL divergence, the autoencoder ``log_px`` alone.
     n_features_in_ : int
         D.
     n_steps_ : int
@@ -139,8 +152,9 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
         With the same parameters the result is that of a run that was never interrupted, bit for bit; `n_epochs`,
         `n_threads`, `verbose` and `callbacks` may change all the same. Another `backend` changes the last bits. Others
         than these take effect from the next step on: `learning_rate` and the constants of an `Optimizer`, `n_draws`,
-        `binarize`, `kl_weight`, `kl_warmup`, `prior`. Refused are another network, optimizer by name, precision of the
-        parameters, `scale`, or `batch_size`, by which epochs are counted. `init` and `random_state` are not looked at.
+        `binarize`, `kl_weight`, `kl_warmup`, `prior`. Refused are another network, algorithm, estimator, optimizer by
+        name, precision of the parameters, `scale`, or `batch_size`, by which epochs are counted. `init` and
+        `random_state` are not looked at.
 
         Parameters
         ----------
@@ -188,7 +202,7 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
         return self
 
     def transform(self, X: Any) -> Array:
-        """Return the posterior mean mu of each row, shape (N, J), float32. Pixels are seen as they are."""
+        """Return the posterior mean mu of each row, see `Model.transform`."""
         return super().transform(X)  # defined in this class so that scikit-learn's set_output wraps it
 
     def score(self, X: Any, y: Any = None) -> float:

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from fastvae.network import Network
 from fastvae.optimizer import Optimizer
 
-__all__ = ["BINARIZE", "Array", "Engine", "Plan"]
+__all__ = ["BINARIZE", "ESTIMATORS", "Array", "Engine", "Plan"]
 
 Array = NDArray[Any]
 
@@ -38,6 +38,10 @@ Array = NDArray[Any]
 # u is keyed by: "dynamic": training step and place in the minibatch; "fixed": row of the dataset and dimension;
 # "shared": dimension alone (row 0 of "fixed"), so that a row's result does not depend on where it stands.
 BINARIZE = ("none", "dynamic", "fixed", "shared")
+
+# The paper's estimators of the bound, which differ in the KL divergence: "sgvb-b" (equation 7) has the analytic one,
+# "sgvb-a" (equation 6) the mean over the draws of log q(z|x) - log p(z).
+ESTIMATORS = ("sgvb-b", "sgvb-a")
 
 
 class Plan(Protocol):
@@ -99,6 +103,21 @@ class Plan(Protocol):
             Output.
         """
 
+    def latent_forward_sampled(self, *, mu: Array, logvar: Array, eps: Array, z: Array, kl: Array) -> None:
+        """Reparameterised sample, and log q(z|x) - log p(z) at each draw: the KL term of equation 6, in nats.
+
+        ``z = mu + exp(logvar / 2) eps``; ``kl_l = 1/2 sum_j (z_l^2 - eps_l^2 - logvar)``.
+
+        Parameters
+        ----------
+        mu, logvar : ndarray of shape (M, J)
+        eps : ndarray of shape (L, M, J)
+        z : ndarray of shape (L, M, J)
+            Output.
+        kl : ndarray of shape (L, M)
+            Output. Its mean over draws estimates the KL divergence; one draw's may be negative.
+        """
+
     def decoder_forward(self, *, params: Array, z: Array, hidden: tuple[Array, ...], out: Array) -> None:
         """Decoder's heads before the likelihood (appendix C.1, C.2).
 
@@ -142,6 +161,22 @@ class Plan(Protocol):
             Output.
         """
 
+    def likelihood_sample(self, *, out: Array, seed: int, step: int, x: Array) -> None:
+        """Draw x ~ p(x|z), from the decoder's heads and stream DREAM.
+
+        bernoulli: ``x = [u < sigmoid(a)]``; gaussian: ``x = mean + exp(logvar / 2) n``; u and n are element ``r D + d``
+        of `fastvae.rng.uniform` and `fastvae.rng.normal`. So a row's noise depends on its number r. Engines agree on a
+        bit unless u lies within the sigmoid's rounding.
+
+        Parameters
+        ----------
+        out : ndarray of shape (R, D) or (R, 2 D)
+        seed, step : int
+            Key of the noise and training step.
+        x : ndarray of shape (R, D)
+            Output.
+        """
+
     def decoder_backward(
         self, *, params: Array, z: Array, hidden: tuple[Array, ...], dout: Array, dz: Array | None, grad: Array | None
     ) -> None:
@@ -173,6 +208,25 @@ class Plan(Protocol):
         eps, dz : ndarray of shape (L, M, J)
         kl_scale : float
             Weight of the KL divergence times 1 / M.
+        dmu, dlogvar : ndarray of shape (M, J)
+            Output.
+        """
+
+    def latent_backward_sampled(
+        self, *, mu: Array, logvar: Array, eps: Array, dz: Array, weight: Array, dmu: Array, dlogvar: Array
+    ) -> None:
+        """Backprop through the sample and the KL term of each draw (equation 6) to the encoder's heads.
+
+        With ``z_l = mu + exp(logvar / 2) eps_l`` and ``g_l = dz_l - weight_l z_l``: ``dmu = sum_l g_l``;
+        ``dlogvar = 1/2 exp(logvar / 2) sum_l g_l eps_l + 1/2 sum_l weight_l``.
+
+        Parameters
+        ----------
+        mu, logvar : ndarray of shape (M, J)
+        eps, dz : ndarray of shape (L, M, J)
+        weight : ndarray of shape (L, M)
+            Factor of minus each draw's KL term in the bound: the weight of the KL divergence times 1 / (L M) for
+            SGVB-A; the normalised importance weight times 1 / M for the bound of Burda et al. 2016.
         dmu, dlogvar : ndarray of shape (M, J)
             Output.
         """
@@ -240,16 +294,18 @@ class Plan(Protocol):
         binarize: str,
         seed: int,
         step: int,
+        estimator: str,
         kl_weight: float,
         kl_warmup: int,
         decay: float,
         stats: Array,
         done: Array,
     ) -> None:
-        """Run consecutive AEVB steps (Algorithm 1) with the estimator SGVB-B (equation 7), nothing in between.
+        """Run consecutive AEVB steps (Algorithm 1), nothing in between.
 
         Each step gathers its minibatch, draws ``eps`` from stream LATENT, and ascends the gradient of
-        ``1/M sum_m [1/L sum_l log p(x_m|z_ml) - beta kl_m] - decay/2 |params|^2``,
+        ``1/M sum_m [1/L sum_l log p(x_m|z_ml) - beta kl_m] - decay/2 |params|^2``, ``kl_m`` analytic (SGVB-B,
+        equation 7) or ``1/L sum_l log q(z_ml|x_m) - log p(z_ml)`` (SGVB-A, equation 6),
         ``beta = kl_weight * min(1, t / kl_warmup)`` at step ``t`` (``kl_weight`` when ``kl_warmup`` is 0).
 
         It returns before the end, parameters and state as the last complete step left them, when the bound of a
@@ -269,12 +325,13 @@ class Plan(Protocol):
             Row numbers of each step's minibatch. M at most the plan's ``rows``; L is the plan's ``draws``.
         step : int
             Number of the first step, counted from 0 over the whole training.
+        estimator : {"sgvb-b", "sgvb-a"}
         kl_weight : float
         kl_warmup : int
         decay : float
             As in `update`.
         stats : ndarray of shape (T, 2), float64
-            Output, per completed step: mean over the minibatch of log p(x|z) and of the KL divergence (unweighted).
+            Output, per completed step: mean over the minibatch of log p(x|z) and of ``kl_m`` (unweighted).
         done : ndarray of shape (1,), int64
             Output: completed steps, also when an exception is raised.
         """

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastvae.errors import BackendError
-from fastvae.kernels import BINARIZE, Array
+from fastvae.kernels import BINARIZE, ESTIMATORS, Array
 from fastvae.network import Network
 
-__all__ = ["CheckedPlan", "Flags", "check_array", "check_noise"]
+__all__ = ["CheckedPlan", "Flags", "check_array", "check_estimator", "check_noise"]
 
 _DATA_DTYPES = (np.dtype(np.uint8), np.dtype(np.float32), np.dtype(np.float64))
 
@@ -96,6 +96,12 @@ def check_constants(*, scale: float, binarize: str) -> None:
         raise ValueError(f"binarize must be one of {', '.join(BINARIZE)}, got {binarize!r}")
     if not 0 < scale < np.inf:
         raise ValueError(f"scale must be positive and finite, got {scale!r}")
+
+
+def check_estimator(estimator: str) -> None:
+    """Require one of `fastvae.kernels.ESTIMATORS`."""
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
 
 
 class CheckedPlan:
@@ -194,6 +200,7 @@ class CheckedPlan:
         binarize: str,
         seed: int,
         step: int,
+        estimator: str,
         kl_weight: float,
         kl_warmup: int,
         decay: float,
@@ -211,6 +218,7 @@ class CheckedPlan:
         check_indices("order", order, check_data(data, self.network.data_dim))
         check_constants(scale=scale, binarize=binarize)
         check_noise(seed=seed, step=step)
+        check_estimator(estimator)
         for name, value in (("kl_weight", kl_weight), ("kl_warmup", kl_warmup), ("decay", decay)):
             if not isfinite(value) or (value < 0 and name == "kl_warmup"):
                 raise ValueError(f"{name} must be finite, and kl_warmup not negative, got {value!r}")

@@ -14,7 +14,8 @@ from fastvae.kernels import Array
 from fastvae.kernels.checks import CheckedPlan, check_array, check_noise
 from fastvae.network import Dense, Network
 from fastvae.optimizer import Optimizer
-from fastvae.training.aevb import Buffers, compose_step, kl_weight_at
+from fastvae.training.aevb import Buffers, compose_step
+from fastvae.training.composed import kl_weight_at
 
 __all__ = ["NAME", "PRECISIONS", "ReferencePlan", "normal", "philox", "plan"]
 
@@ -115,6 +116,15 @@ class ReferencePlan(CheckedPlan):
         kl[:] = 0.5 * (mu * mu + (np.expm1(logvar) - logvar)).sum(1)
 
     @_QUIET
+    def latent_forward_sampled(self, *, mu: Array, logvar: Array, eps: Array, z: Array, kl: Array) -> None:
+        """``z = mu + exp(logvar / 2) eps``; ``kl_l = 1/2 sum_j (z_l^2 - eps_l^2 - logvar)``."""
+        shape = self._check_latent(mu, logvar, eps)
+        self._check(shape, output=True, z=z)
+        self._check(shape[:2], output=True, kl=kl)
+        z[:] = mu + np.exp(logvar / 2) * eps
+        kl[:] = 0.5 * (z * z - eps * eps - logvar).sum(2)
+
+    @_QUIET
     def decoder_forward(self, *, params: Array, z: Array, hidden: tuple[Array, ...], out: Array) -> None:
         """``out`` = decoder's last affine layer."""
         rows = self._check_z(z)
@@ -161,6 +171,22 @@ class ReferencePlan(CheckedPlan):
         mean[:] = self._mean(out[:, : self.network.data_dim])
 
     @_QUIET
+    def likelihood_sample(self, *, out: Array, seed: int, step: int, x: Array) -> None:
+        """bernoulli: ``[u < sigmoid(a)]``; gaussian: ``mean + exp(logvar / 2) n``."""
+        rows = self._check_out(out)
+        check_noise(seed=seed, step=step)
+        shape = rows, self.network.data_dim
+        self._check(shape, output=True, x=x)
+        key: dict[str, Any] = {"seed": seed, "step": step, "stream": rng.Stream.DREAM, "shape": shape}
+        mean = self._mean(out[:, : shape[1]])
+        if self.network.likelihood == "bernoulli":
+            x[:] = rng.uniform(**key) < mean
+            return
+        floor = self.dtype.type(self.network.logvar_floor)
+        logvar = floor + softplus(out[:, shape[1] :] - floor)
+        x[:] = mean + np.exp(logvar / 2) * rng.normal(**key, dtype=self.dtype)
+
+    @_QUIET
     def decoder_backward(
         self, *, params: Array, z: Array, hidden: tuple[Array, ...], dout: Array, dz: Array | None, grad: Array | None
     ) -> None:
@@ -188,6 +214,20 @@ class ReferencePlan(CheckedPlan):
         self._check(shape[1:], output=True, dmu=dmu, dlogvar=dlogvar)
         dmu[:] = dz.sum(0) - kl_scale * mu
         dlogvar[:] = 0.5 * np.exp(logvar / 2) * (dz * eps).sum(0) - 0.5 * kl_scale * np.expm1(logvar)
+
+    @_QUIET
+    def latent_backward_sampled(
+        self, *, mu: Array, logvar: Array, eps: Array, dz: Array, weight: Array, dmu: Array, dlogvar: Array
+    ) -> None:
+        """``g = dz - w z``; ``dmu = sum g``; ``dlogvar = exp(logvar / 2) / 2 sum g eps + 1/2 sum w``."""
+        shape = self._check_latent(mu, logvar, eps)
+        self._check(shape, dz=dz)
+        self._check(shape[:2], weight=weight)
+        self._check(shape[1:], output=True, dmu=dmu, dlogvar=dlogvar)
+        sd, w = np.exp(logvar / 2), weight[..., np.newaxis]
+        g = dz - w * (mu + sd * eps)
+        dmu[:] = g.sum(0)
+        dlogvar[:] = 0.5 * (sd * (g * eps).sum(0) + w.sum(0))
 
     @_QUIET
     def encoder_backward(
@@ -253,6 +293,7 @@ class ReferencePlan(CheckedPlan):
         binarize: str,
         seed: int,
         step: int,
+        estimator: str,
         kl_weight: float,
         kl_warmup: int,
         decay: float,
@@ -270,6 +311,7 @@ class ReferencePlan(CheckedPlan):
             binarize=binarize,
             seed=seed,
             step=step,
+            estimator=estimator,
             kl_weight=kl_weight,
             kl_warmup=kl_warmup,
             decay=decay,
@@ -293,6 +335,7 @@ class ReferencePlan(CheckedPlan):
                     binarize=binarize,
                     seed=seed,
                     step=step + i,
+                    estimator=estimator,
                     kl_weight=kl_weight_at(step + i, kl_weight=kl_weight, kl_warmup=kl_warmup),
                     decay=decay,
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import cuda_host
 import numpy as np
 import pytest
+from command_line import COMMAND, QUICK, Result
 
 from fastvae import backends
 from fastvae.kernels import Array, Engine, Plan
@@ -28,7 +30,14 @@ def pytest_configure() -> None:
 
 # Modules whose tests run on the CUDA engine's kernels compiled for the CPU too. The others look at time, or at
 # processes and threads, which a GPU does not share.
-_CUDA_HOST_MODULES = {"test_contract", "test_operations", "test_optimizer", "test_rng", "test_trajectory"}
+_CUDA_HOST_MODULES = {
+    "test_algorithms",
+    "test_contract",
+    "test_operations",
+    "test_optimizer",
+    "test_rng",
+    "test_trajectory",
+}
 
 
 def _engine_parameters(*, cuda_host_too: bool) -> Iterator[Any]:
@@ -110,3 +119,26 @@ def data_root(pytestconfig: pytest.Config) -> Path:
     if not beside.is_dir():
         pytest.skip("no real data: set FASTVAE_DATA to a folder with mnist/ and freyface/")
     return beside
+
+
+@pytest.fixture
+def fastvae(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Run the command line in this process."""
+    from fastvae.cli import main
+
+    def run(*args: str | Path) -> Result:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as info:
+            main([str(arg) for arg in args])
+        out, err = capsys.readouterr()
+        return Result(int(info.value.code or 0), out, err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on digits."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    subprocess.run([*COMMAND, "train", *QUICK, "--out", str(folder)], check=True, capture_output=True, timeout=120)
+    return folder

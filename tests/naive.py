@@ -17,7 +17,7 @@ Vector = list[float]
 Matrix = list[Vector]
 Layer = tuple[Matrix, Vector]  # W[i][o] and b[o] of y = x W + b
 
-LATENT, BINARIZE, BINARIZE_FIXED, ORDER = 0, 1, 2, 4  # streams: the fourth counter word
+LATENT, BINARIZE, BINARIZE_FIXED, ORDER, DREAM = 0, 1, 2, 4, 8  # streams: the fourth counter word
 MASK = 0xFFFFFFFF
 
 
@@ -238,6 +238,41 @@ def latent_backward(mu: Any, logvar: Any, eps: Any, dz: Any, kl_scale: float) ->
     return dmu, dlogvar
 
 
+def latent_forward_sampled(mu: Any, logvar: Any, eps: Any) -> tuple[list[Matrix], Matrix]:
+    """Equation 10, and log q(z|x) - log p(z) of each draw from the two normal densities; (z - mu) / sigma is eps."""
+    z, _ = latent_forward(mu, logvar, eps)
+    kl: Matrix = []
+    for draw, noise in zip(z, eps, strict=True):
+        kl.append([])
+        for m, row in enumerate(draw):
+            total = 0.0
+            for j, value in enumerate(row):
+                log_q = -0.5 * (math.log(2 * math.pi) + logvar[m][j] + noise[m][j] ** 2)
+                log_p = -0.5 * (math.log(2 * math.pi) + value**2)
+                total += log_q - log_p
+            kl[-1].append(total)
+    return z, kl
+
+
+def latent_backward_sampled(mu: Any, logvar: Any, eps: Any, dz: Any, weight: Any) -> tuple[Matrix, Matrix]:
+    """Chain rule through z; log q(z|x) = -1/2 sum_j (log 2 pi + logvar + eps^2) depends on logvar alone."""
+    dmu: Matrix = []
+    dlogvar: Matrix = []
+    for m in range(len(mu)):
+        dmu.append([])
+        dlogvar.append([])
+        for j in range(len(mu[m])):
+            sd, through_mean, through_logvar = math.exp(logvar[m][j] / 2), 0.0, 0.0
+            for draw in range(len(eps)):
+                z = mu[m][j] + sd * eps[draw][m][j]
+                total_dz = dz[draw][m][j] - weight[draw][m] * z
+                through_mean += total_dz
+                through_logvar += total_dz * eps[draw][m][j] * sd / 2 + weight[draw][m] / 2
+            dmu[m].append(through_mean)
+            dlogvar[m].append(through_logvar)
+    return dmu, dlogvar
+
+
 # --- likelihood: appendix C.1 and C.2 -------------------------------------------------------------------------------
 
 
@@ -272,6 +307,22 @@ def likelihood(network: Any, x: Any, out: Any, scale: float) -> tuple[Vector, Ma
 def likelihood_mean(network: Any, out: Any) -> Matrix:
     identity = network.likelihood == "gaussian" and network.mean == "identity"
     return [[a if identity else sigmoid(a) for a in map(float, row[: network.data_dim])] for row in out]
+
+
+def likelihood_sample(network: Any, out: Any, seed: int, step: int) -> Matrix:
+    """x ~ p(x|z) of each row of heads."""
+    D, key = network.data_dim, {"seed": seed, "step": step, "stream": DREAM}
+    x: Matrix = []
+    for r, mean in enumerate(likelihood_mean(network, out)):
+        x.append([])
+        for d in range(D):
+            if network.likelihood == "bernoulli":
+                x[-1].append(1.0 if uniform(r * D + d, **key) < mean[d] else 0.0)
+                continue
+            floor = network.logvar_floor
+            logvar = floor + softplus(float(out[r][D + d]) - floor)
+            x[-1].append(mean[d] + math.exp(logvar / 2) * normal(r * D + d, **key))
+    return x
 
 
 # --- backpropagation ------------------------------------------------------------------------------------------------
@@ -352,19 +403,27 @@ def update(
 
 
 def objective(
-    network: Any, params: Any, x: Any, eps: Any, *, kl_weight: float, decay: float
+    network: Any, params: Any, x: Any, eps: Any, *, estimator: str, kl_weight: float, decay: float
 ) -> tuple[float, float, float]:
-    """Equation 7 (SGVB-B) of a minibatch with the weight prior: the objective, mean log p(x|z) and mean KL."""
+    """Equation 7 or 6 of a minibatch with the weight prior: the objective, mean log p(x|z) and mean KL."""
     M, L = len(x), len(eps)
     _, mu, logvar = encoder_forward(network, params, x)
-    z, kl = latent_forward(mu, logvar, eps)
+    z, mean_kl = sampled_latent(mu, logvar, eps, estimator)
     log_px = 0.0
     for draw in z:
         _, out = decoder_forward(network, params, draw)
         log_px += sum(likelihood(network, x, out, 1.0)[0]) / (L * M)
-    mean_kl = sum(kl) / M
     prior = -decay / 2 * sum(float(w) ** 2 for w in params)
     return log_px - kl_weight * mean_kl + prior, log_px, mean_kl
+
+
+def sampled_latent(mu: Any, logvar: Any, eps: Any, estimator: str) -> tuple[list[Matrix], float]:
+    """z, and the mean KL divergence over the minibatch: analytic in equation 7, over the draws in equation 6."""
+    if estimator == "sgvb-a":
+        z, terms = latent_forward_sampled(mu, logvar, eps)
+        return z, sum(map(sum, terms)) / (len(eps) * len(mu))
+    z, kl = latent_forward(mu, logvar, eps)
+    return z, sum(kl) / len(mu)
 
 
 def train_step(
@@ -380,11 +439,12 @@ def train_step(
     seed: int,
     step: int,
     draws: int,
+    estimator: str,
     kl_weight: float,
     kl_warmup: int,
     decay: float,
 ) -> tuple[Vector, list[Vector], float, float]:
-    """Draw a minibatch and its noise, ascend the gradient of equation 7: new parameters, state, log p(x|z), KL."""
+    """Draw a minibatch and its noise, ascend the gradient of equation 7 or 6: new parameters, state, log p(x|z), KL."""
     M, J = len(index), network.latent_dim
     x = gather(data, index, scale=scale, binarize=binarize, seed=seed, step=step)
     eps = [
@@ -394,7 +454,7 @@ def train_step(
     beta = kl_weight * min(1.0, step / kl_warmup) if kl_warmup else kl_weight
 
     encoder_hidden, mu, logvar = encoder_forward(network, params, x)
-    z, kl = latent_forward(mu, logvar, eps)
+    z, mean_kl = sampled_latent(mu, logvar, eps, estimator)
     grad = [0.0] * len(params)
     dz: list[Matrix] = []
     log_px = 0.0
@@ -405,12 +465,15 @@ def train_step(
         draw_dz, dtheta = decoder_backward(network, params, draw, decoder_hidden, dout)
         dz.append(draw_dz)
         grad = [g + d for g, d in zip(grad, dtheta, strict=True)]
-    dmu, dlogvar = latent_backward(mu, logvar, eps, dz, beta / M)
+    if estimator == "sgvb-a":
+        dmu, dlogvar = latent_backward_sampled(mu, logvar, eps, dz, [[beta / (draws * M)] * M] * draws)
+    else:
+        dmu, dlogvar = latent_backward(mu, logvar, eps, dz, beta / M)
     dphi = encoder_backward(network, params, x, encoder_hidden, dmu, dlogvar)
     grad = [g + d for g, d in zip(grad, dphi, strict=True)]
 
     new_params, new_state = update(optimizer, params, grad, state, step=step, decay=decay)
-    return new_params, new_state, log_px, sum(kl) / M
+    return new_params, new_state, log_px, mean_kl
 
 
 def arrays(value: Any) -> Any:

@@ -9,12 +9,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command_line import COMMAND, QUICK, Result, assert_error
 
 from fastvae import VAE, backends
 from fastvae.callbacks import Checkpointing
@@ -26,45 +26,6 @@ from fastvae.kernels import Engine
 from fastvae.model import Model
 from fastvae.model_file import to_checkpoint
 from fastvae.report import write_png
-
-COMMAND = [sys.executable, "-P", "-c", "from fastvae.cli import main; main()"]
-QUICK = ("--hidden", "16", "--latent-dim", "2", "--epochs", "2")
-
-
-@dataclass
-class Result:
-    code: int
-    out: str
-    err: str
-
-    def json(self) -> dict[str, Any]:
-        """The one object on stdout."""
-        values = json.loads(self.out)
-        assert self.out.count("\n") == 1
-        assert isinstance(values, dict)
-        return values
-
-
-@pytest.fixture
-def fastvae(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """Run the command line in this process."""
-
-    def run(*args: str | Path) -> Result:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as info:
-            main([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        return Result(int(info.value.code or 0), out, err)
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run on digits."""
-    folder = tmp_path_factory.mktemp("runs") / "digits"
-    subprocess.run([*COMMAND, "train", *QUICK, "--out", str(folder)], check=True, capture_output=True, timeout=120)
-    return folder
 
 
 def test_train_prints_one_object_with_every_figure(
@@ -82,6 +43,43 @@ def test_train_prints_one_object_with_every_figure(
     assert values["threads"] == backends.default_threads()
     assert Path(values["checkpoint"]).is_file()
     assert [line.split("  ")[0] for line in result.err.splitlines()] == ["epoch 1/2", "epoch 2/2"]
+
+
+@pytest.mark.parametrize(
+    ("options", "column"),
+    [
+        (("--algorithm", "wake-sleep"), "elbo_test"),
+        (("--algorithm", "mcem"), "log_pxz_train"),
+        (("--algorithm", "autoencoder"), "log_px_train"),
+        (("--estimator", "iwae", "--n-draws", "3"), "elbo_test"),
+    ],
+)
+def test_another_algorithm_trains_goes_on_and_stays(
+    fastvae: Callable[..., Result], tmp_path: Path, options: tuple[str, ...], column: str
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    expected = fastvae("train", *QUICK, *options, "--out", whole, "--epochs", 3, "--json").json()
+    fastvae("train", *QUICK, *options, "--out", parts)
+
+    refused = fastvae("train", "--out", parts, "--resume", options[0], "full-vb" if "algo" in options[0] else "sgvb-a")
+    values = fastvae("train", "--out", parts, "--resume", "--epochs", 3, "--json").json()
+
+    assert refused.code == 1
+    assert f"has {options[0]} {options[1]}, not " in refused.err
+    assert values[column] == expected[column]
+    assert values["algorithm"] == (options[1] if "algo" in options[0] else "aevb")
+    assert (parts / "samples.png").is_file()
+    assert (parts / "reconstructions.png").is_file() == ("mcem" not in options)
+
+
+def test_evaluating_a_model_of_mcem_names_what_to_use(fastvae: Callable[..., Result], tmp_path: Path) -> None:
+    fastvae("train", *QUICK, "--algorithm", "mcem", "--out", tmp_path / "run")
+    result = fastvae("evaluate", tmp_path / "run")
+    assert (result.code, result.out) == (1, "")
+    assert "no recognition model" in result.err
+    assert "--estimator 'marginal-likelihood' or 'ais'" in result.err
+    shown = fastvae("evaluate", tmp_path / "run", "--estimator", "marginal-likelihood", "--json")
+    assert -100 < shown.json()["log_likelihood"] < 0
 
 
 def test_train_ends_in_a_table(fastvae: Callable[..., Result], tmp_path: Path) -> None:
@@ -302,16 +300,6 @@ def test_data_fetch_without_a_server_is_one_line(
     result = fastvae("data", "fetch", "mnist", "--data-dir", tmp_path)
 
     assert_error(result, 1, str(tmp_path))
-
-
-def assert_error(result: Result, code: int, text: str) -> None:
-    assert result.code == code, result
-    assert result.out == ""
-    last = result.err.splitlines()[-1]
-    assert last.startswith("fastvae: error: ")
-    assert text in last
-    assert result.err.count("fastvae: error:") == 1
-    assert "Traceback" not in result.err
 
 
 @pytest.mark.parametrize(

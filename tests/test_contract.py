@@ -118,17 +118,24 @@ def valid_arguments(method: str) -> tuple[dict[str, Any], dict[str, Any]]:
         return {"params": params, "x": x}, outputs
     if method == "latent_forward":
         return {"mu": latent, "logvar": latent.copy(), "eps": eps}, {"z": output(L, M, J), "kl": output(M)}
+    if method == "latent_forward_sampled":
+        return {"mu": latent, "logvar": latent.copy(), "eps": eps}, {"z": output(L, M, J), "kl": output(L, M)}
     if method == "decoder_forward":
         return {"params": params, "z": z}, {"hidden": (output(R, H),), "out": output(R, D)}
     if method == "likelihood":
         return {"x": x, "out": zeros(R, D), "scale": 1.0}, {"log_px": output(R), "dout": output(R, D)}
     if method == "likelihood_mean":
         return {"out": zeros(R, D)}, {"mean": output(R, D)}
+    if method == "likelihood_sample":
+        return {"out": zeros(R, D), "seed": 1, "step": 0}, {"x": output(R, D)}
     if method == "decoder_backward":
         inputs = {"params": params, "z": z, "hidden": (zeros(R, H),), "dout": zeros(R, D)}
         return inputs, {"dz": output(R, J), "grad": output(P)}
     if method == "latent_backward":
         inputs = {"mu": latent, "logvar": latent.copy(), "eps": eps, "dz": zeros(L, M, J), "kl_scale": 1.0}
+        return inputs, {"dmu": output(M, J), "dlogvar": output(M, J)}
+    if method == "latent_backward_sampled":
+        inputs = {"mu": latent, "logvar": latent.copy(), "eps": eps, "dz": zeros(L, M, J), "weight": zeros(L, M)}
         return inputs, {"dmu": output(M, J), "dlogvar": output(M, J)}
     if method == "encoder_backward":
         inputs = {"params": params, "x": x, "hidden": (zeros(M, H),), "dmu": zeros(M, J), "dlogvar": zeros(M, J)}
@@ -139,7 +146,7 @@ def valid_arguments(method: str) -> tuple[dict[str, Any], dict[str, Any]]:
     if method == "update":
         return {**optimizer, "grad": zeros(P) + 1}, {"params": output(P), "state": output(2, P)}
     order = np.arange(T * M).reshape(T, M) % N
-    inputs = {**data, **optimizer, "order": order, "kl_weight": 1.0, "kl_warmup": 0}
+    inputs = {**data, **optimizer, "order": order, "estimator": "sgvb-b", "kl_weight": 1.0, "kl_warmup": 0}
     outputs = {
         "params": output(P),
         "state": output(2, P),
@@ -271,7 +278,8 @@ def test_a_wrong_number_of_hidden_layers_is_refused(make_plan: Callable[..., Pla
 
 @pytest.mark.parametrize(
     ("rows", "draws", "method"),
-    [(M - 1, L, name) for name in PLAN_METHODS if name != "update"] + [(M, L - 1, "latent_forward")],
+    [(M - 1, L, name) for name in PLAN_METHODS if name != "update"]
+    + [(M, L - 1, name) for name in ("latent_forward", "latent_forward_sampled", "latent_backward_sampled")],
 )
 def test_more_rows_than_the_plan_holds_are_refused(
     make_plan: Callable[..., Plan], rows: int, draws: int, method: str
@@ -396,12 +404,35 @@ def test_bad_constants_are_refused(make_plan: Callable[..., Plan], method: str, 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("kl_warmup", -1), ("kl_weight", float("nan")), ("decay", float("nan")), ("optimizer", "adam")],
+    [
+        ("kl_warmup", -1),
+        ("kl_weight", float("nan")),
+        ("decay", float("nan")),
+        ("optimizer", "adam"),
+    ],
 )
 def test_bad_constants_of_training_are_refused(make_plan: Callable[..., Plan], name: str, value: Any) -> None:
     inputs, outputs = valid_arguments("train_steps")
     inputs[name] = value
     with pytest.raises((ValueError, TypeError, AttributeError), match=None if name == "optimizer" else name):
+        make_plan(NETWORK, rows=M, draws=L).train_steps(**inputs, **outputs)
+    assert_unwritten(outputs)
+
+
+@pytest.mark.parametrize("name", ["seed", "step"])
+@pytest.mark.parametrize("value", [-1, 2**64, 0.5])
+def test_bad_keys_of_a_sample_are_refused(make_plan: Callable[..., Plan], name: str, value: Any) -> None:
+    inputs, outputs = valid_arguments("likelihood_sample")
+    inputs[name] = value
+    with pytest.raises((ValueError, TypeError, OverflowError), match=rf"\b{name}\b"):
+        make_plan(NETWORK, rows=M, draws=L).likelihood_sample(**inputs, **outputs)
+    assert_unwritten(outputs)
+
+
+def test_an_unknown_estimator_is_named_with_the_known_ones(make_plan: Callable[..., Plan]) -> None:
+    inputs, outputs = valid_arguments("train_steps")
+    inputs["estimator"] = "iwae"
+    with pytest.raises(ValueError, match=r"^estimator must be one of sgvb-b, sgvb-a, got 'iwae'$"):
         make_plan(NETWORK, rows=M, draws=L).train_steps(**inputs, **outputs)
     assert_unwritten(outputs)
 

@@ -53,6 +53,7 @@ class Training:
             binarize="none",
             seed=3,
             step=0,
+            estimator="sgvb-b",
             kl_weight=1.0,
             kl_warmup=0,
             decay=1e-4,

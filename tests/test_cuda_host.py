@@ -12,7 +12,7 @@ import pytest
 import scipy.sparse
 from cuda_host.device import HostBuffer, HostDevice, HostGraph
 
-from fastvae.kernels import Array
+from fastvae.kernels import ESTIMATORS, Array
 from fastvae.kernels.cuda import phases
 from fastvae.kernels.cuda.launch import ADDRESS, Launch, struct
 from fastvae.kernels.cuda.plan import CudaPlan
@@ -91,7 +91,9 @@ class Training:
         sizes: dict[str, Any] = {"rows": self.order.shape[1], "draws": draws, "precision": precision, "n_threads": 1}
         return CudaPlan(self.network, device=device or HostDevice(), name="cuda-host", **sizes)
 
-    def run(self, plan: CudaPlan, *, binarize: str = "none", steps: int | None = None) -> Training:
+    def run(
+        self, plan: CudaPlan, *, binarize: str = "none", steps: int | None = None, estimator: str = "sgvb-b"
+    ) -> Training:
         plan.train_steps(
             params=self.params,
             state=self.state,
@@ -102,6 +104,7 @@ class Training:
             binarize=binarize,
             seed=3,
             step=0,
+            estimator=estimator,
             kl_weight=1.0,
             kl_warmup=2,
             decay=1e-3,
@@ -121,14 +124,15 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("precision", cuda_host.PRECISIONS)
-@pytest.mark.parametrize("name", NETWORKS)
-def test_no_order_of_threads_changes_a_bit(name: str, precision: str) -> None:
+@pytest.mark.parametrize(("name", "estimator"), [*((name, "sgvb-b") for name in NETWORKS), ("gaussian", "sgvb-a")])
+def test_no_order_of_threads_changes_a_bit(name: str, estimator: str, precision: str) -> None:
     """Threads and blocks in orders of their own, launch by launch."""
     network, rows, draws = NETWORKS[name]
     results = set()
     for seed in (0, 1000, 2000):
         training = Training(network, rows=rows)
-        results.add(training.run(training.plan(HostDevice(seed), precision=precision, draws=draws)).bits())
+        plan = training.plan(HostDevice(seed), precision=precision, draws=draws)
+        results.add(training.run(plan, estimator=estimator).bits())
         assert training.done[0] == 3
     assert len(results) == 1
 
@@ -143,16 +147,17 @@ class RecordingDevice(HostDevice):
         return super().graph(launches, precision)
 
 
-def kernels_of_a_step(network: Network, *, sparse: bool = False) -> list[str]:
+def kernels_of_a_step(network: Network, *, sparse: bool = False, estimator: str = "sgvb-b") -> list[str]:
     device, training = RecordingDevice(), Training(network, rows=4, steps=1)
     training.data = scipy.sparse.csr_array(training.data) if sparse else training.data
-    training.run(training.plan(device))
+    training.run(training.plan(device), estimator=estimator)
     return [launch.kernel.removesuffix("_small") for launch in device.recorded]
 
 
 def test_a_step_of_one_hidden_layer_is_six_launches() -> None:
     middle = ["sample_rows", "bernoulli_layer", "output_backward", "sample_backward", "weight_gradients"]
     assert kernels_of_a_step(Network(20, 2, (9,), (8,))) == ["first_layer", *middle]
+    assert kernels_of_a_step(Network(20, 2, (9,), (8,)), estimator="sgvb-a") == ["first_layer", *middle]
     assert kernels_of_a_step(Network(20, 2, (9,), (8,)), sparse=True) == ["gather", "forward", *middle]
 
 
@@ -160,6 +165,21 @@ def test_a_step_without_hidden_layers_takes_the_plain_launches() -> None:
     kernels = ["gather", "forward", "latent_forward", "forward", "likelihood", "output_backward", "latent_backward"]
     network = Network(19, 2, (), (), likelihood="gaussian")
     assert kernels_of_a_step(network) == [*kernels, "weight_gradients"]
+    sampled = [f"{name}_sampled" if name.startswith("latent") else name for name in kernels]
+    assert kernels_of_a_step(network, estimator="sgvb-a") == [*sampled, "weight_gradients"]
+
+
+def test_either_estimator_samples_together_as_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`sample_rows` and `sample_backward` against the plain launches, whose products have another order of sums."""
+    for estimator in ESTIMATORS:
+        results = []
+        for fits in (True, False):
+            monkeypatch.setattr(phases, "sample_fits", lambda *_, fits=fits: fits)
+            training = Training(NETWORKS["gaussian"][0], rows=7, steps=1)
+            results.append(training.run(training.plan(draws=2), estimator=estimator))
+        np.testing.assert_allclose(results[0].stats, results[1].stats, rtol=1e-6)
+        gradients = [result.state[0] for result in results]
+        np.testing.assert_allclose(*gradients, rtol=0, atol=2e-6 * np.abs(gradients[0]).max())
 
 
 @pytest.mark.parametrize("binarize", ["none", "dynamic", "fixed", "shared"])

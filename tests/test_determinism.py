@@ -43,6 +43,7 @@ class Training:
         draws: int = 1,
         precision: str = "fp32",
         n_threads: int = 2,
+        estimator: str = "sgvb-b",
     ) -> None:
         network, draw = NETWORKS[name], np.random.default_rng(0)
         self.data = draw.integers(0, 256, (300, network.data_dim)).astype(np.uint8)
@@ -56,6 +57,7 @@ class Training:
         self.state = np.zeros((2, self.params.size), np.float32)
         self.stats = np.zeros((steps, 2))
         self.done = np.zeros(1, np.int64)
+        self.estimator = estimator
 
     def run(self, steps: int | None = None, plan: Plan | None = None) -> Training:
         (plan or self.plan).train_steps(
@@ -68,6 +70,7 @@ class Training:
             binarize="none",
             seed=3,
             step=0,
+            estimator=self.estimator,
             kl_weight=1.0,
             kl_warmup=0,
             decay=1e-3,
@@ -83,12 +86,14 @@ class Training:
 # --- threads --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("draws", [1, 3])
-@pytest.mark.parametrize("name", NETWORKS)
-def test_any_number_of_threads_leaves_the_same_bits(engine: Engine, name: str, draws: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "draws", "estimator"),
+    [(name, draws, "sgvb-b") for name in NETWORKS for draws in (1, 3)] + [("odd", 3, "sgvb-a")],
+)
+def test_any_number_of_threads_leaves_the_same_bits(engine: Engine, name: str, draws: int, estimator: str) -> None:
     """More threads than processors, and than rows or columns, too."""
     for precision in set(engine.PRECISIONS) - {"fp64"}:  # whose arrays have another dtype
-        size: dict[str, Any] = {"draws": draws, "precision": precision}
+        size: dict[str, Any] = {"draws": draws, "precision": precision, "estimator": estimator}
         alone = Training(engine, name, n_threads=1, **size).run().bits()
         for n_threads in (1, 2, 3, 7):
             bits = Training(engine, name, n_threads=n_threads, **size).run().bits()
@@ -114,6 +119,31 @@ def test_operations_do_not_depend_on_threads(engine: Engine) -> None:
         alone = run(precision, 1)
         assert run(precision, 2) == alone
         assert run(precision, 3) == alone
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_samples_do_not_depend_on_threads(engine: Engine, likelihood: str) -> None:
+    draws, rows, latent_dim = 3, 37, 5
+    network, draw = Network(131, latent_dim, likelihood=likelihood), np.random.default_rng(1)
+    heads = draw.normal(size=(2, rows, latent_dim)).astype(np.float32)
+    eps, dz = draw.normal(size=(2, draws, rows, latent_dim)).astype(np.float32)
+    weight = draw.random((draws, rows), np.float32)
+    out = draw.normal(size=(draws * rows, network.decoder_dims[-1])).astype(np.float32)
+
+    def run(n_threads: int) -> bytes:
+        plan = engine.plan(network=network, rows=rows, draws=draws, precision="fp32", n_threads=n_threads)
+        z, kl, x = np.empty_like(eps), np.empty_like(weight), np.empty((draws * rows, 131), np.float32)
+        dmu, dlogvar = np.empty_like(heads)
+        plan.latent_forward_sampled(mu=heads[0], logvar=heads[1], eps=eps, z=z, kl=kl)
+        plan.latent_backward_sampled(
+            mu=heads[0], logvar=heads[1], eps=eps, dz=dz, weight=weight, dmu=dmu, dlogvar=dlogvar
+        )
+        plan.likelihood_sample(out=out, seed=1, step=2, x=x)
+        return b"".join(array.tobytes() for array in (z, kl, dmu, dlogvar, x))
+
+    alone = run(1)
+    assert run(2) == alone
+    assert run(5) == alone
 
 
 @pytest.mark.parametrize("shared_plan", [False, True])

@@ -34,8 +34,8 @@ def training(network, rows, steps, n_threads, data):
     order = np.arange(steps * rows, dtype=np.int64).reshape(steps, rows) % data.shape[0]
     def run():
         plan.train_steps(params=params, state=np.zeros((1, params.size), np.float32), optimizer=Optimizer("sgd"),
-            data=data, order=order, scale=1.0, binarize="none", seed=0, step=0, kl_weight=1.0, kl_warmup=0, decay=0.0,
-            stats=np.zeros((steps, 2)), done=done)
+            data=data, order=order, scale=1.0, binarize="none", seed=0, step=0, estimator="sgvb-b",
+            kl_weight=1.0, kl_warmup=0, decay=0.0, stats=np.zeros((steps, 2)), done=done)
     return plan, params, done, run
 """
 
@@ -65,6 +65,7 @@ def make_training(
         "binarize": "none",
         "seed": 0,
         "step": 0,
+        "estimator": "sgvb-b",
         "kl_weight": 1.0,
         "kl_warmup": 0,
         "decay": 0.0,

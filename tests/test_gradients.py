@@ -10,7 +10,7 @@ import naive
 import numpy as np
 import pytest
 
-from fastvae.kernels import Array, Plan
+from fastvae.kernels import ESTIMATORS, Array, Plan
 from fastvae.network import ACTIVATIONS, Network
 from fastvae.optimizer import Optimizer
 from fastvae.rng import Stream, normal
@@ -160,9 +160,34 @@ def test_gradient_of_log_joint_in_z(
     assert_gradients_agree(dz, numerical, "dz")
 
 
+def test_gradient_of_the_sampled_latent(reference_plan: Callable[..., Plan]) -> None:
+    """Of ``sum_l a_l z_l - weight_l kl_l``, whose derivative by z is a, in mu and logvar."""
+    draws, rows, latent_dim = 3, 4, 2
+    draw = np.random.default_rng(5)
+    plan = reference_plan(network_of(SHAPES[0], "tanh", LIKELIHOODS[0]), rows=rows, draws=draws)
+    heads, eps = draw.normal(size=(2, rows, latent_dim)), draw.normal(size=(draws, rows, latent_dim))
+    dz, weight = draw.normal(size=eps.shape), draw.random((draws, rows))
+    z, kl, gradient = np.empty_like(eps), np.empty((draws, rows)), np.empty_like(heads)
+
+    def total(point: Array) -> float:
+        plan.latent_forward_sampled(mu=point[0], logvar=point[1], eps=eps, z=z, kl=kl)
+        return float((dz * z).sum() - (weight * kl).sum())
+
+    numerical = numerical_gradient(total, heads)
+    plan.latent_backward_sampled(
+        mu=heads[0], logvar=heads[1], eps=eps, dz=dz, weight=weight, dmu=gradient[0], dlogvar=gradient[1]
+    )
+    for name, actual, expected in zip(("dmu", "dlogvar"), gradient, numerical, strict=True):
+        assert_gradients_agree(actual, expected, name)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("likelihood", LIKELIHOODS, ids="-".join)
 def test_a_training_step_follows_the_objective_of_the_loops(
-    reference_plan: Callable[..., Plan], draw_params: Callable[..., Array], likelihood: tuple[str, str]
+    reference_plan: Callable[..., Plan],
+    draw_params: Callable[..., Array],
+    likelihood: tuple[str, str],
+    estimator: str,
 ) -> None:
     """One plain gradient step of ``train_steps`` moves by the differences of `naive.objective`."""
     network = network_of(((3,), (3,)), "tanh", likelihood)
@@ -173,7 +198,8 @@ def test_a_training_step_follows_the_objective_of_the_loops(
     eps = normal(seed=seed, step=step, stream=Stream.LATENT, shape=(draws, rows, network.latent_dim), dtype=np.float64)
 
     def objective(point: Array) -> float:
-        return naive.objective(network, point, data[order[0]], eps, kl_weight=1.5 * step / 4, decay=DECAY)[0]
+        constants: Any = {"estimator": estimator, "kl_weight": 1.5 * step / 4, "decay": DECAY}
+        return naive.objective(network, point, data[order[0]], eps, **constants)[0]
 
     numerical = network.layout.views(numerical_gradient(objective, params))
     moved = params.copy()
@@ -187,6 +213,7 @@ def test_a_training_step_follows_the_objective_of_the_loops(
         binarize="none",
         seed=seed,
         step=step,
+        estimator=estimator,
         kl_weight=1.5,
         kl_warmup=4,
         decay=DECAY,

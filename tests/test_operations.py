@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import reduced
 import scipy.sparse
-from tolerances import assert_close
+from tolerances import assert_close, tolerance
 
 from fastvae import backends, rng
 from fastvae.kernels import BINARIZE, Array, Engine, Plan
@@ -20,6 +20,7 @@ from fastvae.network import ACTIVATIONS, Network
 
 DTYPES = {"fp32": np.float32, "fp64": np.float64, "tf32": np.float32, "bf16": np.float32}
 SCALE, KL_SCALE = 0.125, 0.3
+SEED, STEP = 2**63 + 5, 2**33 + 1
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,13 @@ OPERATIONS = {
     "encoder_forward": ("params", "x"),
     "latent_forward": ("mu", "logvar", "eps"),
     "decoder_forward": ("params", "z"),
+    "latent_forward_sampled": ("mu", "logvar", "eps"),
     "likelihood": ("x", "out"),
     "likelihood_mean": ("out",),
+    "likelihood_sample": ("out",),
     "decoder_backward": ("params", "z", "decoder_hidden", "dout"),
     "latent_backward": ("mu", "logvar", "eps", "dz"),
+    "latent_backward_sampled": ("mu", "logvar", "eps", "dz", "weight"),
     "encoder_backward": ("params", "x", "encoder_hidden", "dmu", "dlogvar"),
     "log_joint": ("params", "x", "z"),
 }
@@ -137,6 +141,7 @@ def inputs_of(case: Case) -> dict[str, Any]:
         "dz": normals(L, M, J),
         "dmu": normals(M, J),
         "dlogvar": normals(M, J),
+        "weight": draw.random((L, M)).astype(np.float32).astype(np.float64),
     }
 
 
@@ -172,6 +177,11 @@ class PlanOperations:
         self.plan.latent_forward(mu=mu, logvar=logvar, eps=eps, z=z, kl=kl)
         return {"z": z, "kl": kl}
 
+    def latent_forward_sampled(self, mu: Array, logvar: Array, eps: Array) -> dict[str, Array]:
+        z, kl = self.empty(*eps.shape), self.empty(*eps.shape[:2])
+        self.plan.latent_forward_sampled(mu=mu, logvar=logvar, eps=eps, z=z, kl=kl)
+        return {"z": z, "sampled_kl": kl}
+
     def decoder_forward(self, params: Array, z: Array) -> dict[str, Array]:
         hidden = self.hidden(len(z), self.network.decoder_hidden)
         out = self.empty(len(z), self.network.decoder_dims[-1])
@@ -188,6 +198,11 @@ class PlanOperations:
         self.plan.likelihood_mean(out=out, mean=mean)
         return {"mean": mean}
 
+    def likelihood_sample(self, out: Array) -> dict[str, Array]:
+        x = self.empty(len(out), self.network.data_dim)
+        self.plan.likelihood_sample(out=out, seed=SEED, step=STEP, x=x)
+        return {"sample": x}
+
     def decoder_backward(self, params: Array, z: Array, hidden: tuple[Array, ...], dout: Array) -> dict[str, Array]:
         dz, grad = self.empty(*z.shape), np.zeros_like(params)
         self.plan.decoder_backward(params=params, z=z, hidden=hidden, dout=dout, dz=dz, grad=grad)
@@ -197,6 +212,13 @@ class PlanOperations:
         dmu, dlogvar = self.empty(*mu.shape), self.empty(*mu.shape)
         self.plan.latent_backward(mu=mu, logvar=logvar, eps=eps, dz=dz, kl_scale=KL_SCALE, dmu=dmu, dlogvar=dlogvar)
         return {"dmu": dmu, "dlogvar": dlogvar}
+
+    def latent_backward_sampled(
+        self, mu: Array, logvar: Array, eps: Array, dz: Array, weight: Array
+    ) -> dict[str, Array]:
+        dmu, dlogvar = self.empty(*mu.shape), self.empty(*mu.shape)
+        self.plan.latent_backward_sampled(mu=mu, logvar=logvar, eps=eps, dz=dz, weight=weight, dmu=dmu, dlogvar=dlogvar)
+        return {"sampled_dmu": dmu, "sampled_dlogvar": dlogvar}
 
     def encoder_backward(
         self, params: Array, x: Array, hidden: tuple[Array, ...], dmu: Array, dlogvar: Array
@@ -218,20 +240,23 @@ class NaiveOperations:
         self.network = network
 
     def run(self, operation: str, *inputs: Any) -> dict[str, Array]:
-        with_network = operation not in ("latent_forward", "latent_backward")
-        constants = {"likelihood": (SCALE,), "latent_backward": (KL_SCALE,)}.get(operation, ())
+        with_network = not operation.startswith("latent")
+        constants: Any = {"likelihood": (SCALE,), "latent_backward": (KL_SCALE,), "likelihood_sample": (SEED, STEP)}
+        constants = constants.get(operation, ())
         arguments = (self.network, *inputs, *constants) if with_network else (*inputs, *constants)
         outputs = naive.arrays(getattr(naive, operation)(*arguments))
         if operation.endswith("coder_forward"):
             names = ("mu", "logvar") if operation == "encoder_forward" else ("out",)
             return {**named(outputs[0]), **dict(zip(names, outputs[1:], strict=True))}
         if not isinstance(outputs, tuple):
-            return {"mean" if operation == "likelihood_mean" else "grad": outputs}
+            return {{"likelihood_mean": "mean", "likelihood_sample": "sample"}.get(operation, "grad"): outputs}
         names = {
             "latent_forward": ("z", "kl"),
+            "latent_forward_sampled": ("z", "sampled_kl"),
             "likelihood": ("log_px", "dout"),
             "decoder_backward": ("dz", "grad"),
             "latent_backward": ("dmu", "dlogvar"),
+            "latent_backward_sampled": ("sampled_dmu", "sampled_dlogvar"),
             "log_joint": ("log_pxz", "dz"),
         }[operation]
         return dict(zip(names, outputs, strict=True))
@@ -263,7 +288,18 @@ def test_operation(engine: Engine, case: Case, operation: str) -> None:
         actual = plan.run(operation, *values)
         operands = precision if precision in reduced.FORMATS else None
         for name, expected in expected_of(case, operation, operands=operands).items():
-            assert_close(name.split("[")[0], precision, actual[name], expected, label=f"{operation}: {name}")
+            if name == "sample" and case.likelihood == "bernoulli":
+                assert_same_bits_drawn(actual[name], expected, values[0], tolerance("mean", precision))
+            else:
+                assert_close(name.split("[")[0], precision, actual[name], expected, label=f"{operation}: {name}")
+
+
+def assert_same_bits_drawn(actual: Array, expected: Array, logits: Array, limit: float) -> None:
+    """[u < sigmoid(a)] everywhere but where u is as close to it as the sigmoid's rounding."""
+    assert np.isin(actual, (0, 1)).all()
+    u = rng.uniform(seed=SEED, step=STEP, stream=rng.Stream.DREAM, shape=logits.shape)
+    distance = np.abs(u - 1 / (1 + np.exp(-logits)))
+    assert (actual == expected)[distance > limit].all()
 
 
 # --- gather ---------------------------------------------------------------------------------------------------------
@@ -294,7 +330,7 @@ STORAGES = [f"{layout}-{dtype}" for layout in ("dense", "csr", "csr64") for dtyp
 def test_gather(engine: Engine, storage: str, binarize: str) -> None:
     data, scale = stored(storage)
     index = np.array([5, 0, 2, 5, 3], np.int64)
-    key: dict[str, Any] = {"scale": scale, "binarize": binarize, "seed": 2**63 + 5, "step": 2**33 + 1}
+    key: dict[str, Any] = {"scale": scale, "binarize": binarize, "seed": SEED, "step": STEP}
     expected = naive.arrays(naive.gather(data, index, **key))
     for precision in engine.PRECISIONS:
         plan = engine.plan(network=Network(11, 2), rows=7, draws=1, precision=precision, n_threads=2)
@@ -455,6 +491,46 @@ def test_latent_over_all_log_variances(engine: Engine) -> None:
     np.testing.assert_allclose(actual["kl"], kl, rtol=1e-6, atol=1e-7)
 
 
+def test_sampled_latent_over_all_log_variances(engine: Engine) -> None:
+    """A spread that mu hides, one that hides mu, and both so large that z^2 is near the end of float32."""
+    mu, logvar = np.meshgrid([-1e3, -2.0, 0.0, 1e-3, 5.0], [-80.0, -30.0, -3.0, -1e-3, 0.0, 1e-3, 3.0, 30.0, 80.0])
+    mu, logvar = mu.reshape(-1, 1).astype(np.float32), logvar.reshape(-1, 1).astype(np.float32)
+    eps = np.stack([np.full_like(mu, -2.5), np.full_like(mu, 0.5)])
+    exact = [value.astype(float) for value in (mu, logvar, eps)]
+    z, kl = naive.arrays(naive.latent_forward_sampled(*exact))
+    plan = PlanOperations(engine, unit_network(), rows=len(mu), draws=2)
+    actual = plan.run("latent_forward_sampled", mu, logvar, eps)
+    np.testing.assert_allclose(actual["z"], z, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(actual["sampled_kl"], kl, rtol=1e-6, atol=1e-6)
+    weight = np.array([[0.25], [2.0]], np.float32) * np.ones(len(mu), np.float32)
+    dmu, dlogvar = naive.arrays(naive.latent_backward_sampled(*exact, np.ones_like(eps), weight.astype(float)))
+    actual = plan.run("latent_backward_sampled", mu, logvar, eps, np.ones_like(eps), weight)
+    np.testing.assert_allclose(actual["sampled_dmu"], dmu, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(actual["sampled_dlogvar"], dlogvar, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("mean", ["sigmoid", "identity"])
+def test_gaussian_samples_over_all_heads(engine: Engine, mean: str) -> None:
+    """The floor keeps the spread above zero, and a large log variance is not cut off."""
+    network = unit_network(likelihood="gaussian", mean=mean, logvar_floor=-10.0)
+    a, raw = np.meshgrid([-200.0, -1.0, 0.0, 200.0], sweep()[::4][np.abs(sweep()[::4]) <= 100])
+    heads = np.stack([a.reshape(-1), raw.reshape(-1)], axis=1)
+    expected = np.array(naive.likelihood_sample(network, heads, SEED, STEP))
+    actual = PlanOperations(engine, network, rows=len(heads)).run("likelihood_sample", heads)["sample"]
+    spread = np.exp(-5 + np.logaddexp(0, heads[:, 1:] + 10) / 2)
+    assert (np.abs(actual - expected) <= 2e-7 * np.abs(heads[:, :1]) + 1.5e-5 * spread + 1e-7).all()
+
+
+def test_bernoulli_samples_over_all_logits(engine: Engine) -> None:
+    """Saturated logits leave nothing to chance."""
+    logits = np.tile(sweep(), (5, 1)).reshape(-1, 1)
+    expected = np.array(naive.likelihood_sample(unit_network(), logits, SEED, STEP))
+    actual = PlanOperations(engine, unit_network(), rows=len(logits)).run("likelihood_sample", logits)["sample"]
+    assert_same_bits_drawn(actual, expected, logits, tolerance("mean", "fp32"))
+    assert actual[logits > 20].all()
+    assert not actual[logits < -20].any()
+
+
 # --- rules of the contract ------------------------------------------------------------------------------------------
 
 RULE_CASE = Case(19, (13, 6), (6, 13), 3, 5, 2)
@@ -542,6 +618,8 @@ BATCH_OPERATIONS: dict[str, Callable[[str], bool]] = {
     "decoder_backward": lambda name: name == "dz",  # grad is a sum over rows
     "latent_backward": lambda name: True,
     "log_joint": lambda name: True,
+    "latent_forward_sampled": lambda name: True,
+    "latent_backward_sampled": lambda name: True,
 }
 INDEPENDENCE_CASES = [
     Case(37, (33,), (21, 9), 5, 35, 1),
@@ -555,7 +633,7 @@ def take_rows(name: str, value: Any, chosen: list[int]) -> Any:
         return value
     if isinstance(value, tuple):
         return tuple(layer[chosen] for layer in value)
-    return value[:, chosen] if value.ndim == 3 else value[chosen]
+    return value[:, chosen] if value.ndim == 3 or name in ("weight", "sampled_kl") else value[chosen]
 
 
 @pytest.mark.parametrize("operation", BATCH_OPERATIONS)
@@ -577,3 +655,14 @@ def test_rows_are_independent_bit_for_bit(engine: Engine, case: Case, operation:
         for name in filter(BATCH_OPERATIONS[operation], part):
             expected = take_rows(name, whole[name], chosen)
             np.testing.assert_array_equal(part[name], expected, err_msg=f"{operation}: {name} of rows {chosen}")
+
+
+@pytest.mark.parametrize("case", INDEPENDENCE_CASES, ids=str)
+def test_a_sampled_row_depends_on_its_heads_and_number_alone(engine: Engine, case: Case) -> None:
+    """The first rows of x are the same whatever follows; equal heads in two places draw two rows."""
+    heads, plan = inputs_of(case)["out"], PlanOperations(engine, case.network, rows=case.rows)
+    whole = plan.run("likelihood_sample", heads)["sample"]
+    for count in (1, 2, case.rows - 1):
+        np.testing.assert_array_equal(plan.run("likelihood_sample", heads[:count])["sample"], whole[:count])
+    repeated = plan.run("likelihood_sample", np.repeat(heads[:1], 2, axis=0))["sample"]
+    assert (repeated[0] != repeated[1]).any()

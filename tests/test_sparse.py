@@ -15,10 +15,11 @@ from fastvae.training import aevb
 
 OPTIMIZERS = [Optimizer("adagrad", 0.01), Optimizer("adagrad", 0.01, hold_steps=2), Optimizer("adam"), Optimizer("sgd")]
 SHAPES = [
-    (Network(784, 20), 100, 1),
-    (Network(65, 3, (33,), (17,)), 51, 2),
-    (Network(5, 1, (), ()), 1, 1),
-    (Network(130, 2, (129, 8), (9,), "softplus", "gaussian"), 7, 3),
+    (Network(784, 20), 100, 1, "sgvb-b"),
+    (Network(65, 3, (33,), (17,)), 51, 2, "sgvb-b"),
+    (Network(65, 3, (33,), (17,)), 51, 2, "sgvb-a"),
+    (Network(5, 1, (), ()), 1, 1, "sgvb-b"),
+    (Network(130, 2, (129, 8), (9,), "softplus", "gaussian"), 7, 3, "sgvb-b"),
 ]
 
 
@@ -41,13 +42,16 @@ def arguments(network: Network, optimizer: Optimizer, decay: float) -> dict[str,
 @pytest.mark.parametrize("density", [0.02, 0.3, 0.9])
 @pytest.mark.parametrize("decay", [0.0, 1e-3])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=["adagrad", "adagrad-hold", "adam", "sgd"])
-@pytest.mark.parametrize(("network", "rows", "draws"), SHAPES, ids=["paper", "odd", "one", "deep"])
+@pytest.mark.parametrize(
+    ("network", "rows", "draws", "estimator"), SHAPES, ids=["paper", "odd", "odd-sgvb-a", "one", "deep"]
+)
 def test_the_loop_has_the_bits_of_the_operations(
     compiled: str,
     monkeypatch: pytest.MonkeyPatch,
     network: Network,
     rows: int,
     draws: int,
+    estimator: str,
     optimizer: Optimizer,
     decay: float,
     density: float,
@@ -67,7 +71,13 @@ def test_the_loop_has_the_bits_of_the_operations(
     data = make_rows(3 * rows, network.data_dim, density)
     order = np.random.default_rng(1).permutation(3 * rows).reshape(3, rows)
     plan = engine.plan(network, rows=rows, draws=draws, precision=precision, n_threads=2)
-    shared: dict[str, Any] = {"data": data, "scale": 1 / 255, "binarize": "none", "kl_weight": 1.0}
+    shared: dict[str, Any] = {
+        "data": data,
+        "scale": 1 / 255,
+        "binarize": "none",
+        "kl_weight": 0.7,
+        "estimator": estimator,
+    }
 
     ref, buffers = arguments(network, optimizer, decay), aevb.Buffers.allocate(network, rows, draws)
     stats = [aevb.compose_step(plan, buffers, index=index, step=t, **ref, **shared) for t, index in enumerate(order)]
@@ -93,6 +103,7 @@ def test_csr_and_dense_rows_train_to_the_same_bits(compiled: str) -> None:
             scale=1 / 255,
             binarize="none",
             step=0,
+            estimator="sgvb-b",
             kl_weight=1.0,
             kl_warmup=0,
             stats=np.empty((3, 2)),

@@ -21,7 +21,9 @@ from fastvae.network import Network, initialise
 from fastvae.optimizer import Optimizer
 from fastvae.rng import epoch_order
 from fastvae.training import loop
-from fastvae.training.algorithm import AEVB
+from fastvae.training.aevb import AEVB, Buffers, compose_step
+from fastvae.training.algorithm import algorithm_class
+from fastvae.training.composed import Composed
 from fastvae.training.state import State, append_row, fingerprint
 
 NETWORK = Network(data_dim=9, latent_dim=2, encoder_hidden=(7,), decoder_hidden=(5,))
@@ -34,7 +36,9 @@ def make_data(n_rows: int = N_ROWS) -> Dataset:
     return as_dataset(levels)
 
 
-def make_algorithm(plan: Plan, *, dataset: Dataset | None = None, **changes: Any) -> AEVB:
+def make_algorithm(
+    plan: Plan, *, dataset: Dataset | None = None, estimator: str = "sgvb-b", **changes: Any
+) -> Composed[Any]:
     settings: dict[str, Any] = {
         "optimizer": Optimizer("adam", learning_rate=0.01),
         "binarize": "none",
@@ -43,10 +47,11 @@ def make_algorithm(plan: Plan, *, dataset: Dataset | None = None, **changes: Any
         "kl_warmup": 5,
         "decay": 0.0,
     }
-    return AEVB(plan, dataset=dataset or make_data(), **settings | changes)
+    kind = algorithm_class("aevb", estimator)
+    return kind(backends.load("reference"), plan, dataset=dataset or make_data(), **settings | changes)
 
 
-def make_state(algorithm: AEVB) -> State:
+def make_state(algorithm: Composed[Any]) -> State:
     params = initialise(NETWORK, seed=SEED)
     return State(params, np.zeros((algorithm.optimizer.n_slots, params.size), np.float32))
 
@@ -71,6 +76,8 @@ class Recorder:
     """An algorithm that only writes down its minibatches; the bound of step t is (t, 2 t)."""
 
     seed = SEED
+    statistics = ("log_px", "kl")
+    plan = backends.load("reference").plan(NETWORK, rows=BATCH, draws=1, precision="fp32", n_threads=1)
 
     def __init__(self) -> None:
         self.batches: list[tuple[int, Array]] = []
@@ -83,8 +90,9 @@ class Recorder:
         stats[:, 1] = 2 * stats[:, 0]
         done[0] = len(order)
 
-    def kl_weight_at(self, step: int) -> float:
-        return float(step)
+    def history_row(self, means: list[float], *, step: int) -> dict[str, Any]:
+        log_px, kl = means
+        return {"elbo": log_px - kl, "log_px": log_px, "kl": kl, "kl_weight": float(step)}
 
 
 class Stop(Callback):
@@ -155,6 +163,31 @@ def test_chunk_length_does_not_change_the_result(
     comp = run(algorithm, make_state(algorithm))
 
     assert_same(comp, ref)
+
+
+def test_the_estimator_reaches_the_engine(make_plan: Callable[..., Plan]) -> None:
+    plan = make_plan(NETWORK, rows=BATCH)
+    algorithm = make_algorithm(plan, estimator="sgvb-a")
+    ref, comp = make_state(algorithm), make_state(algorithm)
+    order, stats, done = np.arange(BATCH)[np.newaxis], np.empty((1, 2)), np.zeros(1, np.int64)
+    algorithm.advance(comp, order=order, stats=stats, done=done)
+    expected = compose_step(
+        plan,
+        Buffers.allocate(NETWORK, BATCH, 1),
+        params=ref.params,
+        state=ref.slots,
+        optimizer=algorithm.optimizer,
+        data=algorithm.dataset.rows,
+        index=order[0],
+        scale=algorithm.dataset.scale,
+        binarize="none",
+        seed=SEED,
+        step=0,
+        estimator="sgvb-a",
+        kl_weight=0.0,
+        decay=0.0,
+    )
+    np.testing.assert_allclose(stats[0], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("stop", range(1, 13))
@@ -324,18 +357,28 @@ def logvar_overflow(params: Array) -> None:
     NETWORK.layout.views(params)["encoder.logvar.b"][:] = 500.0
 
 
+def mu_overflow(params: Array) -> None:
+    NETWORK.layout.views(params)["encoder.mu.b"][:] = 1e20  # float32 holds it, and not its square
+
+
 def nan_weight(params: Array) -> None:
     NETWORK.layout.views(params)["decoder.0.W"][1, 2] = np.nan
 
 
 @pytest.mark.parametrize(
-    ("poison", "tensor"),
-    [(nan_weight, "parameter decoder.0.W"), (logvar_overflow, "z"), (logits_overflow, "log_px")],
+    ("poison", "tensor", "estimator"),
+    [
+        (nan_weight, "parameter decoder.0.W", "sgvb-b"),
+        (logvar_overflow, "z", "sgvb-b"),
+        (logits_overflow, "log_px", "sgvb-b"),
+        (mu_overflow, "kl", "sgvb-b"),
+        (mu_overflow, "kl", "sgvb-a"),
+    ],
 )
 def test_divergence_names_the_first_tensor_that_is_not_finite(
-    make_plan: Callable[..., Plan], poison: Callable[[Array], None], tensor: str
+    make_plan: Callable[..., Plan], poison: Callable[[Array], None], tensor: str, estimator: str
 ) -> None:
-    algorithm = make_algorithm(make_plan(NETWORK, rows=BATCH))
+    algorithm = make_algorithm(make_plan(NETWORK, rows=BATCH), estimator=estimator)
     state = make_state(algorithm)
     run(algorithm, state, n_epochs=1)
     poison(state.params)

@@ -259,10 +259,10 @@ def test_memory_counts_copies_and_the_draws_of_evaluation(
     for available, fits in ((needed, False), (20 * needed, True)):
         monkeypatch.setattr(os, "sysconf", lambda name, n=available: 1 if name == "SC_PAGE_SIZE" else n)
         if fits:
-            settings.check_memory(model, network, optimizer)
+            settings.check_memory(model, network, optimizer, n_rows=1000)
         else:
             with pytest.raises(MemoryError, match="choose smaller hidden_dims"):
-                settings.check_memory(model, network, optimizer)
+                settings.check_memory(model, network, optimizer, n_rows=1000)
 
 
 def test_bad_data_are_refused_and_lose_nothing() -> None:

@@ -24,7 +24,10 @@ from fastvae.cli.data import data
 from fastvae.cli.evaluate import evaluate
 from fastvae.cli.generate import encode, reconstruct, sample
 from fastvae.cli.info import info
+from fastvae.cli.latent import interpolate, manifold, traverse
 from fastvae.cli.options import note
+from fastvae.cli.reproduce import reproduce
+from fastvae.cli.restore import denoise, impute
 from fastvae.cli.train import FLAGS, train
 from fastvae.errors import FastvaeError, one_line
 
@@ -76,7 +79,10 @@ def cli() -> None:
     """Train variational auto-encoders by Auto-Encoding Variational Bayes, on hand-fused kernels."""
 
 
-for _command in (train, evaluate, sample, reconstruct, encode, data, info, bench):
+for _command in (
+    *(train, evaluate, sample, reconstruct, encode, denoise, impute, manifold, traverse, interpolate),
+    *(data, info, bench, reproduce),
+):
     cli.add_command(_command)
 
 

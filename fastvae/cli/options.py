@@ -48,7 +48,14 @@ _FORMATS = {
     "samples_per_second": "{:,.0f}",
     "seconds": "{:,.1f} s",
     "effective_sample_size": "{:,.1f}",
-    "acceptance": "{:.3f}",
+    "acceptance": "{:.1%}",
+    "acceptance_train": "{:.1%}",
+    "amount": "{:g}",
+    "psnr_corrupted": "{:.2f} dB",
+    "psnr_denoised": "{:.2f} dB",
+    "data_range": "{:g}",
+    "missing": "{:.1%}",
+    "rmse": "{:.4f}",
 }
 
 

@@ -31,11 +31,13 @@ from fastvae.cli.options import (
 from fastvae.network import ACTIVATIONS, LIKELIHOODS, MEANS
 from fastvae.optimizer import OPTIMIZERS
 from fastvae.settings import TRAINING_BINARIZE
+from fastvae.training.algorithm import ALGORITHMS, ESTIMATORS, algorithm_class
 
 if TYPE_CHECKING:
     from fastvae.data import Split
     from fastvae.errors import CheckpointError
     from fastvae.model import Model
+    from fastvae.training.composed import Composed
     from fastvae.training.loop import Run
 
 __all__ = ["FLAGS", "train"]
@@ -50,6 +52,8 @@ _MODEL = {
     "mean": "mean",
     "logvar_floor": "logvar_floor",
     "binarize": "binarize",
+    "algorithm": "algorithm",
+    "estimator": "estimator",
     "optimizer": "optimizer",
     "learning_rate": "learning_rate",
     "batch_size": "batch_size",
@@ -91,6 +95,10 @@ def _init(_: click.Context, __: click.Parameter, value: str) -> str | float:
 @click.option("--mean", type=click.Choice(MEANS), default="sigmoid", help="Mean of the gaussian likelihood.")
 @click.option("--logvar-floor", type=float, default=-10.0, help="Lowest log variance of the gaussian likelihood.")
 @click.option("--binarize", type=click.Choice(TRAINING_BINARIZE), default="none", help="Draw pixels 0 or 1.")
+@click.option("--algorithm", type=click.Choice(tuple(ALGORITHMS)), default="aevb", help="How to train.")
+@click.option(
+    "--estimator", type=click.Choice(tuple(ESTIMATORS)), default="sgvb-b", help="Of the bound that aevb ascends."
+)
 @click.option("--optimizer", type=click.Choice(tuple(OPTIMIZERS)), default="adam", help="Update rule.")
 @click.option("--learning-rate", type=float, help="Step size  [default: 0.001, adagrad 0.02]")
 @click.option("--batch-size", type=click.IntRange(1, 2**24), default=100, help="Rows per training step (M).")
@@ -149,6 +157,11 @@ class _Run:
             self.source = {name: options[name] for name in _DATA}
         self.data_dir = None if options["data_dir"] is None else str(options["data_dir"].expanduser().resolve())
         self.split = self._load()
+
+    @property
+    def kind(self) -> type[Composed[Any]]:
+        """The class of the training algorithm."""
+        return algorithm_class(self.model.algorithm, self.model.estimator)
 
     @property
     def checkpoints(self) -> Path:
@@ -307,7 +320,7 @@ class _Run:
         self.model.callbacks, self.model.verbose = [self.checkpointing], 1
         fit = fitting.resume if self.resumed else fitting.fit
         try:
-            fit(self.model, self.split.train, eval_set=self.split.test)
+            fit(self.model, self.split.train, eval_set=self.split.test if self.kind.has_bound else None)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(self._interrupted()) from None
         except Exception as error:
@@ -329,23 +342,11 @@ class _Run:
         """Measure the bounds, draw the pictures and return the run's figures."""
         from fastvae import __version__
 
-        model, state = self.model, self.model.state_
-        train_bound = model.evaluate(self.split.train, n_draws=draws("train")).summary()
-        test = self.split.test
-        test_bound = None if test is None else model.evaluate(test, n_draws=draws("test")).summary()
-        bound = test_bound or train_bound
+        model, state, test = self.model, self.model.state_, self.split.test
         engine = backends.load(model.backend)
         values = {
-            "elbo_train": train_bound["elbo"],
-            "elbo_test": None if test_bound is None else test_bound["elbo"],
-            "elbo_standard_error": bound["elbo_standard_error"],
-            "log_px_z": bound["log_px_z"],
-            "kl": bound["kl"],
-            "active_units": bound["active_units"],
-            "evaluation_draws": bound["n_draws"],
-            "evaluation_draws_train": train_bound["n_draws"],
-            "estimator": bound["estimator"],
-            "treatment": bound["treatment"],
+            **(self._bounds() if self.kind.has_bound else self._last_epoch()),
+            "algorithm": model.algorithm,
             "samples_per_second": state.samples / max(state.seconds, 1e-9),
             "seconds": state.seconds,
             "steps": model.n_steps_,
@@ -366,19 +367,43 @@ class _Run:
         self._draw()
         return values
 
+    def _bounds(self) -> dict[str, Any]:
+        """Measure the bounds of both parts of the data."""
+        train = self.model.evaluate(self.split.train, n_draws=draws("train")).summary()
+        test = None
+        if self.split.test is not None:
+            test = self.model.evaluate(self.split.test, n_draws=draws("test")).summary()
+        bound = test or train
+        return {
+            "elbo_train": train["elbo"],
+            "elbo_test": None if test is None else test["elbo"],
+            "elbo_standard_error": bound["elbo_standard_error"],
+            "log_px_z": bound["log_px_z"],
+            "kl": bound["kl"],
+            "active_units": bound["active_units"],
+            "evaluation_draws": bound["n_draws"],
+            "evaluation_draws_train": train["n_draws"],
+            "estimator": bound["estimator"],
+            "treatment": bound["treatment"],
+        }
+
+    def _last_epoch(self) -> dict[str, Any]:
+        """Return what an algorithm without a bound reported of its last epoch."""
+        return {f"{name}_train": self.model.history_[name][-1] for name in self.kind.statistics}
+
     def _draw(self) -> None:
         shape = self.model.image_shape_
         if shape is None:
             note("the rows are no images, so no pictures were drawn")
             return
-        from fastvae.cli.generate import as_seen
-        from fastvae.report import grid, reconstruction_grid, write_png
+        from fastvae.report import comparison_grid, grid, write_png
 
         rows = self.split.test or self.split.train
         rows = rows.select(slice(min(50, rows.n_rows)))
         del self.split  # so that the pictures do not come on top of the training set
-        pairs = reconstruction_grid(as_seen(rows), self.model.reconstruct(rows), shape)
-        write_png(self.folder / "reconstructions.png", pairs)
+        if self.kind.encodes:
+            pairs = comparison_grid([rows.as_seen(), self.model.reconstruct(rows)], shape)
+            write_png(self.folder / "reconstructions.png", pairs)
         write_png(self.folder / "samples.png", grid(self.model.sample(100), shape))
 
 

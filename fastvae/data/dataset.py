@@ -110,6 +110,16 @@ class Dataset:
         chosen = origins[picked] if isinstance(picked, slice) else np.asarray(origins)[picked]
         return dataclasses.replace(self, rows=rows, origins=chosen)
 
+    def dense(self) -> NDArray[Any]:
+        """Return the rows as they are stored, a CSR matrix as a dense copy."""
+        rows: Any = self.rows
+        stored: NDArray[Any] = rows.toarray() if self.is_sparse else rows
+        return stored
+
+    def as_seen(self) -> NDArray[np.float32]:
+        """Return the rows as the model sees them, ``rows * scale``: a dense copy in float32."""
+        return np.asarray(self.dense(), np.float32) * np.float32(self.scale)
+
     def place(self, row: int, column: int) -> str:
         """Name a value by where it stands in the source."""
         origin = row if self.origins is None else self.origins[row]

@@ -1,5 +1,5 @@
 """Pictures of what a model has learned."""
 
-from fastvae.report.pictures import grid, reconstruction_grid, write_png
+from fastvae.report.pictures import comparison_grid, grid, write_png
 
-__all__ = ["grid", "reconstruction_grid", "write_png"]
+__all__ = ["comparison_grid", "grid", "write_png"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from fastvae.files import replace_file
 from fastvae.kernels import Array
 
-__all__ = ["grid", "reconstruction_grid", "write_png"]
+__all__ = ["comparison_grid", "grid", "write_png"]
 
 # Small images are enlarged by a whole factor to about this many pixels on their longer side.
 TARGET_SIDE = 56
@@ -50,17 +51,30 @@ def grid(rows: Array, image_shape: tuple[int, int], *, columns: int = 10) -> Arr
     return picture
 
 
-def reconstruction_grid(
-    originals: Array, reconstructions: Array, image_shape: tuple[int, int], *, columns: int = 10
-) -> Array:
-    """Lay each line of originals above the line of their reconstructions; see `grid`."""
+def comparison_grid(versions: Sequence[Array], image_shape: tuple[int, int], *, columns: int = 10) -> Array:
+    """Lay each line of images above the same line in their other versions, such as reconstructions; see `grid`.
+
+    Parameters
+    ----------
+    versions : sequence of ndarray of shape (n, height * width)
+    image_shape : tuple of int
+        (height, width).
+    columns : int
+        Images per line.
+
+    Returns
+    -------
+    ndarray of shape (picture height, picture width), float32
+    """
+    n = len(versions[0])
     lines = []
-    for start in range(0, len(originals), columns):
-        stop = min(start + columns, len(originals))
-        # A short last line is filled up, so that pairs stay above each other.
-        filler = np.ones((columns - (stop - start) if start else 0, originals.shape[1]), np.float32)
-        lines += [originals[start:stop], filler, reconstructions[start:stop], filler]
-    return grid(np.concatenate(lines), image_shape, columns=min(columns, len(originals)))
+    for start in range(0, n, columns):
+        stop = min(start + columns, n)
+        # A short last line is filled up, so that versions stay above each other.
+        filler = np.ones((columns - (stop - start) if start else 0, versions[0].shape[1]), np.float32)
+        for images in versions:
+            lines += [images[start:stop], filler]
+    return grid(np.concatenate(lines), image_shape, columns=min(columns, n))
 
 
 def write_png(path: str | os.PathLike[str], picture: Array) -> None:

@@ -1,28 +1,32 @@
-"""Auto-Encoding Variational Bayes (Algorithm 1) with the estimator SGVB-B (equation 7), as contract operations."""
+"""Auto-Encoding Variational Bayes (Algorithm 1) with either of its estimators, as contract operations."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from fastvae.kernels import Array, Plan
+from fastvae.kernels.checks import check_estimator
 from fastvae.network import Network
 from fastvae.optimizer import Optimizer
 from fastvae.rng import Stream, normal
+from fastvae.training.composed import Composed
 
-__all__ = ["Buffers", "compose_step", "kl_weight_at"]
+if TYPE_CHECKING:
+    from fastvae.training.state import State
 
-
-def kl_weight_at(step: int, *, kl_weight: float, kl_warmup: int) -> float:
-    """Return the weight of the KL divergence at a step: linear from 0 over `kl_warmup` steps, then constant."""
-    return kl_weight * min(1.0, step / kl_warmup) if kl_warmup else kl_weight
+__all__ = ["AEVB", "Buffers", "SampledAEVB", "compose_forward", "compose_gradient", "compose_step"]
 
 
 @dataclass
 class Buffers:
-    """The arrays between the operations of one step on M rows and L draws."""
+    """The arrays between the operations of one step on M rows and L draws.
+
+    The estimator says which it uses: SGVB-B `kl` (M,), SGVB-A `sampled_kl` and `weight` (L, M).
+    """
 
     x: Array
     encoder_hidden: tuple[Array, ...]
@@ -31,6 +35,8 @@ class Buffers:
     eps: Array
     z: Array
     kl: Array
+    sampled_kl: Array
+    weight: Array
     decoder_hidden: tuple[Array, ...]
     out: Array
     log_px: Array
@@ -56,6 +62,8 @@ class Buffers:
             eps=empty(*latent),
             z=empty(*latent),
             kl=empty(rows),
+            sampled_kl=empty(draws, rows),
+            weight=empty(draws, rows),
             decoder_hidden=tuple(empty(draws * rows, width) for width in network.decoder_hidden),
             out=empty(draws * rows, network.decoder_dims[-1]),
             log_px=empty(draws * rows),
@@ -65,6 +73,68 @@ class Buffers:
             dlogvar=empty(*wide),
             grad=empty(network.layout.size),
         )
+
+    def tensors(self) -> Iterator[tuple[str, Array]]:
+        """Name the arrays in the order in which a forward pass fills them."""
+        yield "x", self.x
+        yield from ((f"encoder hidden layer {i}", h) for i, h in enumerate(self.encoder_hidden))
+        yield from (("mu", self.mu), ("logvar", self.logvar), ("z", self.z), ("kl", self.kl), ("kl", self.sampled_kl))
+        yield from ((f"decoder hidden layer {i}", h) for i, h in enumerate(self.decoder_hidden))
+        yield from (("the decoder's output", self.out), ("log_px", self.log_px))
+
+
+def compose_forward(plan: Plan, b: Buffers, *, params: Array, estimator: str = "sgvb-b") -> tuple[float, float]:
+    """Encode ``b.x``, sample with ``b.eps``, decode, and compare: an estimate of a minibatch's bound.
+
+    ``b.dout`` is left as the gradient of the mean of log p(x|z).
+
+    Returns
+    -------
+    log_px, kl : float
+        Means over the minibatch, in nats.
+
+    Raises
+    ------
+    ValueError
+        An unknown estimator.
+    """
+    check_estimator(estimator)
+    draws, rows, latent_dim = b.z.shape
+    plan.encoder_forward(params=params, x=b.x, hidden=b.encoder_hidden, mu=b.mu, logvar=b.logvar)
+    kl = b.sampled_kl if estimator == "sgvb-a" else b.kl
+    latent_forward = plan.latent_forward_sampled if estimator == "sgvb-a" else plan.latent_forward
+    latent_forward(mu=b.mu, logvar=b.logvar, eps=b.eps, z=b.z, kl=kl)
+    plan.decoder_forward(params=params, z=b.z.reshape(-1, latent_dim), hidden=b.decoder_hidden, out=b.out)
+    plan.likelihood(x=b.x, out=b.out, scale=1 / (draws * rows), log_px=b.log_px, dout=b.dout)
+    return b.log_px.mean(dtype=np.float64).item(), kl.mean(dtype=np.float64).item()
+
+
+def compose_gradient(
+    plan: Plan, b: Buffers, *, params: Array, estimator: str = "sgvb-b", kl_weight: float
+) -> tuple[float, float]:
+    """Compute the gradient of the bound of ``b.x`` with the noise ``b.eps`` into ``b.grad``.
+
+    Returns
+    -------
+    log_px, kl : float
+        As `compose_forward`. When their difference is not finite, there is no gradient.
+    """
+    draws, rows, latent_dim = b.z.shape
+    flat_z, flat_dz = b.z.reshape(-1, latent_dim), b.dz.reshape(-1, latent_dim)
+    log_px, kl = compose_forward(plan, b, params=params, estimator=estimator)
+    if not np.isfinite(log_px - kl):
+        return log_px, kl
+
+    b.grad[:] = 0
+    plan.decoder_backward(params=params, z=flat_z, hidden=b.decoder_hidden, dout=b.dout, dz=flat_dz, grad=b.grad)
+    latent: dict[str, Array] = {"mu": b.mu, "logvar": b.logvar, "eps": b.eps, "dz": b.dz}
+    if estimator == "sgvb-a":
+        b.weight[:] = kl_weight / (draws * rows)
+        plan.latent_backward_sampled(**latent, weight=b.weight, dmu=b.dmu, dlogvar=b.dlogvar)
+    else:
+        plan.latent_backward(**latent, kl_scale=kl_weight / rows, dmu=b.dmu, dlogvar=b.dlogvar)
+    plan.encoder_backward(params=params, x=b.x, hidden=b.encoder_hidden, dmu=b.dmu, dlogvar=b.dlogvar, grad=b.grad)
+    return log_px, kl
 
 
 def compose_step(
@@ -80,6 +150,7 @@ def compose_step(
     binarize: str,
     seed: int,
     step: int,
+    estimator: str,
     kl_weight: float,
     decay: float,
 ) -> tuple[float, float]:
@@ -91,26 +162,62 @@ def compose_step(
     -------
     log_px, kl : float
         Means over the minibatch, in nats. When their difference is not finite, nothing is updated.
-    """
-    draws, rows, latent_dim = b.z.shape
-    flat_z, flat_dz = b.z.reshape(-1, latent_dim), b.dz.reshape(-1, latent_dim)
 
+    Raises
+    ------
+    ValueError
+        An unknown estimator.
+    """
     plan.gather(data=data, index=index, scale=scale, binarize=binarize, seed=seed, step=step, x=b.x)
     b.eps[:] = normal(seed=seed, step=step, stream=Stream.LATENT, shape=b.eps.shape, dtype=b.eps.dtype)
-
-    plan.encoder_forward(params=params, x=b.x, hidden=b.encoder_hidden, mu=b.mu, logvar=b.logvar)
-    plan.latent_forward(mu=b.mu, logvar=b.logvar, eps=b.eps, z=b.z, kl=b.kl)
-    plan.decoder_forward(params=params, z=flat_z, hidden=b.decoder_hidden, out=b.out)
-    plan.likelihood(x=b.x, out=b.out, scale=1 / (draws * rows), log_px=b.log_px, dout=b.dout)
-    log_px, kl = b.log_px.mean(dtype=np.float64).item(), b.kl.mean(dtype=np.float64).item()
-    if not np.isfinite(log_px - kl):
-        return log_px, kl
-
-    b.grad[:] = 0
-    plan.decoder_backward(params=params, z=flat_z, hidden=b.decoder_hidden, dout=b.dout, dz=flat_dz, grad=b.grad)
-    plan.latent_backward(
-        mu=b.mu, logvar=b.logvar, eps=b.eps, dz=b.dz, kl_scale=kl_weight / rows, dmu=b.dmu, dlogvar=b.dlogvar
-    )
-    plan.encoder_backward(params=params, x=b.x, hidden=b.encoder_hidden, dmu=b.dmu, dlogvar=b.dlogvar, grad=b.grad)
-    plan.update(optimizer=optimizer, params=params, grad=b.grad, state=state, step=step, decay=decay)
+    log_px, kl = compose_gradient(plan, b, params=params, estimator=estimator, kl_weight=kl_weight)
+    if np.isfinite(log_px - kl):
+        plan.update(optimizer=optimizer, params=params, grad=b.grad, state=state, step=step, decay=decay)
     return log_px, kl
+
+
+@dataclass(frozen=True)
+class AEVB(Composed[Buffers]):
+    """Algorithm 1 of the paper with the estimator SGVB-B (equation 7); the engine fuses its steps."""
+
+    estimator: ClassVar[str] = "sgvb-b"
+    weighs_kl: ClassVar[bool] = True
+
+    def advance(self, state: State, *, order: Array, stats: Array, done: Array) -> None:
+        """Run ``train_steps``."""
+        self.plan.train_steps(
+            params=state.params,
+            state=state.slots,
+            optimizer=self.optimizer,
+            data=self.dataset.rows,
+            order=order,
+            scale=self.dataset.scale,
+            binarize=self.binarize,
+            seed=self.seed,
+            step=state.step,
+            estimator=self.estimator,
+            kl_weight=self.kl_weight,
+            kl_warmup=self.kl_warmup,
+            decay=self.decay,
+            stats=stats,
+            done=done,
+        )
+
+    def allocate(self, rows: int, dtype: Any) -> Buffers:
+        """Allocate for M rows and the plan's L draws."""
+        return Buffers.allocate(self.plan.network, rows, self.plan.draws, dtype)
+
+    def measure(self, state: State, b: Buffers, *, index: Array, step: int) -> tuple[float, ...]:
+        """Compute the gradient of the bound with operations, as ``train_steps`` does in one piece."""
+        self.gather(b.x, index=index, step=step)
+        self.draw(b.eps, stream=Stream.LATENT, step=step)
+        return compose_gradient(
+            self.plan, b, params=state.params, estimator=self.estimator, kl_weight=self.kl_weight_at(step)
+        )
+
+
+@dataclass(frozen=True)
+class SampledAEVB(AEVB):
+    """The same with the estimator SGVB-A (equation 6)."""
+
+    estimator: ClassVar[str] = "sgvb-a"

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fastvae import settings
+from fastvae import backends, settings
 from fastvae.callbacks import Callback, EpochMetrics, Progress
 from fastvae.data import Dataset
 from fastvae.errors import CheckpointError
@@ -20,7 +20,8 @@ from fastvae.model import Model
 from fastvae.model_data import fitted_dataset, is_integer, model_dataset, training_set
 from fastvae.model_plans import training_plan
 from fastvae.network import initialise
-from fastvae.training.algorithm import AEVB
+from fastvae.training.algorithm import algorithm_class
+from fastvae.training.composed import Composed
 from fastvae.training.loop import run_epochs, run_pass
 from fastvae.training.state import State, fingerprint
 
@@ -63,6 +64,10 @@ def resume(model: Model, X: Any, *, eval_set: Any = None) -> None:
 def partial_fit(model: Model, X: Any) -> None:
     """Train once on the rows of X in the order given, from where training stands or from fresh parameters."""
     settings.check(model)
+    if model.algorithm == "mcem":
+        raise ValueError(
+            "algorithm='mcem' keeps a Markov chain for every row of its data, so it needs fit, not partial_fit"
+        )
     with _kept_on_error(model):
         if settings.is_fitted(model):
             settings.check_unchanged(model)
@@ -92,20 +97,27 @@ def _start(model: Model, dataset: Dataset) -> None:
     """Set the fitted attributes to those of step 0."""
     network = settings.network(model, dataset.data_dim)
     optimizer = settings.optimizer(model)
-    settings.check_memory(model, network, optimizer)
+    settings.check_memory(model, network, optimizer, dataset.n_rows)
     model.seed_ = settings.seed(model.random_state)
     model.network_, model.optimizer_ = network, optimizer
+    model.algorithm_, model.estimator_ = model.algorithm, model.estimator
     model.n_features_in_ = dataset.data_dim
     model.scale_ = dataset.scale
     model.integer_data_ = is_integer(dataset)
     model.image_shape_ = dataset.image_shape
     params = initialise(network, seed=model.seed_, init=model.init).astype(settings.dtype(model), copy=False)
-    model.state_ = State(params, np.zeros((optimizer.n_slots, network.layout.size), params.dtype))
+    kind = algorithm_class(model.algorithm, model.estimator)
+    shapes = settings.extra_shapes(model, network, optimizer, dataset.n_rows)
+    extra = {name: np.zeros(shape, params.dtype) for name, shape in shapes.items()}
+    kind.initialise_extra(extra, seed=model.seed_)
+    slots = np.zeros((optimizer.n_slots, network.layout.size), params.dtype)
+    model.state_ = State(params, slots, sums=np.zeros(len(kind.statistics)), extra=extra)
 
 
-def _algorithm(model: Model, dataset: Dataset) -> AEVB:
+def _algorithm(model: Model, dataset: Dataset) -> Composed[Any]:
     model.optimizer_ = settings.optimizer(model)
-    return AEVB(
+    return algorithm_class(model.algorithm, model.estimator)(
+        backends.load(model.backend),
         training_plan(model),
         model.optimizer_,
         dataset,
@@ -113,13 +125,14 @@ def _algorithm(model: Model, dataset: Dataset) -> AEVB:
         seed=model.seed_,
         kl_weight=float(model.kl_weight),
         kl_warmup=int(model.kl_warmup),
-        decay=1 / model.n_samples_seen_ if model.prior else 0.0,
+        decay=1 / model.n_samples_seen_ if model.prior or model.algorithm == "full-vb" else 0.0,
     )
 
 
 def _callbacks(model: Model, eval_set: Any) -> list[Callback]:
     callbacks = list(model.callbacks or ())
     if eval_set is not None:
+        settings.check_has_bound(model)
         held_out = fitted_dataset(model, eval_set)
 
         def measure() -> dict[str, Any]:
@@ -133,7 +146,7 @@ def _callbacks(model: Model, eval_set: Any) -> list[Callback]:
     return callbacks
 
 
-def _run_epochs(model: Model, algorithm: AEVB, callbacks: list[Callback]) -> None:
+def _run_epochs(model: Model, algorithm: Composed[Any], callbacks: list[Callback]) -> None:
     run_epochs(
         algorithm,
         model.state_,

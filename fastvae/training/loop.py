@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -19,6 +16,7 @@ from fastvae.errors import DivergenceError
 from fastvae.kernels import Array
 from fastvae.rng import epoch_order
 from fastvae.training.algorithm import Algorithm
+from fastvae.training.interrupts import gated_interrupts
 from fastvae.training.state import State
 
 __all__ = ["Run", "run_epochs", "run_pass"]
@@ -56,12 +54,9 @@ class Run:
     seconds_per_step: float = math.inf  # not known before the first chunk, which is one step
 
     def check_finite(self) -> None:
-        """Raise DivergenceError when a parameter or the optimizer's state is not finite."""
-        if np.isfinite(self.state.params).all() and np.isfinite(self.state.slots).all():
-            return
-        views = self.algorithm.plan.network.layout.views(self.state.params)
-        names = (f"parameter {name}" for name, view in views.items() if not np.isfinite(view).all())
-        raise self.diverged(next(names, "the optimizer's state"))
+        """Raise DivergenceError when a part of the state is not finite."""
+        if tensor := self.state.first_not_finite(self.algorithm.plan.network.layout):
+            raise self.diverged(tensor)
 
     def diverged(self, tensor: str) -> DivergenceError:
         """Return the error for a run whose first tensor to stop being finite is `tensor`."""
@@ -170,8 +165,8 @@ def _chunk_length(run: Run) -> int:
 
 def _run_chunk(run: Run, order: Array) -> None:
     state, (n_steps, batch_size) = run.state, order.shape
-    stats, done = np.empty((n_steps, 2)), np.zeros(1, np.int64)
-    with _gated_interrupts() as gate, np.errstate(all="ignore"):  # what is not finite is looked for below
+    stats, done = np.empty((n_steps, len(run.algorithm.statistics))), np.zeros(1, np.int64)
+    with gated_interrupts() as gate, np.errstate(all="ignore"):  # what is not finite is looked for below
         start = perf_counter()
         try:
             gate.open = True
@@ -192,14 +187,10 @@ def _close_epoch(run: Run, epoch: int) -> None:
     """Gather the epoch's row of the history from its sums and the callbacks."""
     run.check_finite()  # the bound of a step is looked at before its update
     state, n_steps = run.state, run.steps_per_epoch
-    log_px, kl = (state.sums / n_steps).tolist()
     row: dict[str, Any] = {
         "epoch": epoch,
         "step": state.step,
-        "elbo": log_px - kl,
-        "log_px": log_px,
-        "kl": kl,
-        "kl_weight": run.algorithm.kl_weight_at(max(state.step - 1, 0)),
+        **run.algorithm.history_row((state.sums / n_steps).tolist(), step=max(state.step - 1, 0)),
         "seconds": state.epoch_seconds,
         "samples_per_second": state.epoch_samples / max(state.epoch_seconds, 1e-9),
     }
@@ -208,42 +199,3 @@ def _close_epoch(run: Run, epoch: int) -> None:
     state.close_epoch(row)
     for callback in run.callbacks:
         callback.on_epoch_end(run, row)
-
-
-@dataclass
-class _Gate:
-    open: bool = False
-
-
-@contextmanager
-def _gated_interrupts() -> Iterator[_Gate]:
-    """Let Ctrl-C through while the gate is open; hold it back until the block is left while it is not.
-
-    SIGTERM is treated alike where it has a handler.
-
-    The engine answers after a complete step; the accounting around the engine is never cut in the middle.
-    """
-    gate = _Gate()
-    if threading.current_thread() is not threading.main_thread():
-        yield gate
-        return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    handlers: dict[int, Callable[..., Any]] = {n: handler for n, handler in previous.items() if callable(handler)}
-    caught: list[tuple[int, FrameType | None]] = []
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if gate.open:
-            handlers[number](number, frame)
-        else:
-            caught.append((number, frame))
-
-    for number in handlers:
-        signal.signal(number, handle)
-    try:
-        yield gate
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        if caught:
-            number, frame = caught[0]
-            handlers[number](number, frame)

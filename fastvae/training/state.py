@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from fastvae.kernels import Array
 if TYPE_CHECKING:
     from fastvae.checkpoint import Checkpoint
     from fastvae.data import Dataset
+    from fastvae.network import ParameterLayout
 
 __all__ = ["State", "append_row", "fingerprint"]
 
@@ -31,8 +34,8 @@ class State:
         The optimizer's state.
     step : int
         Steps done. The epoch and the place in it follow from it.
-    sums : ndarray of shape (2,), float64
-        Sums of log p(x|z) and KL, each a minibatch mean in nats, over the steps done of the epoch.
+    sums : ndarray of shape (n_statistics,), float64
+        Sums of the algorithm's statistics, each a minibatch mean, over the steps done of the epoch.
     epoch_seconds, epoch_samples : float, int
         Time inside the engine and datapoints trained on, of the epoch so far.
     seconds : float
@@ -41,6 +44,8 @@ class State:
         Datapoints trained on.
     history : dict of str to list
         One value per finished epoch and column.
+    extra : dict of str to ndarray
+        What an algorithm carries besides, see `Composed.extra_shapes`; of the parameters' dtype.
     """
 
     params: Array
@@ -52,6 +57,7 @@ class State:
     seconds: float = 0.0
     samples: int = 0
     history: dict[str, list[Any]] = field(default_factory=dict)
+    extra: dict[str, Array] = field(default_factory=dict)
 
     @property
     def epochs_closed(self) -> int:
@@ -77,11 +83,22 @@ class State:
 
     def start_epoch(self) -> None:
         """Forget the sums of an epoch."""
-        self.sums, self.epoch_seconds, self.epoch_samples = np.zeros(2), 0.0, 0
+        self.sums, self.epoch_seconds, self.epoch_samples = np.zeros_like(self.sums), 0.0, 0
+
+    def first_not_finite(self, layout: ParameterLayout) -> str | None:
+        """Name the first part that is not finite: a parameter, or what else an algorithm carries."""
+        if not np.isfinite(self.params).all():
+            views = layout.views(self.params)
+            return next(f"parameter {name}" for name, view in views.items() if not np.isfinite(view).all())
+        parts = {"the optimizer's state": self.slots} | {
+            f"the state {name!r}": part for name, part in self.extra.items()
+        }
+        return next((name for name, part in parts.items() if not np.isfinite(part).all()), None)
 
     def to_tensors(self) -> dict[str, Array]:
         """Return the arrays for a checkpoint."""
-        return {"params": self.params, "optimizer": self.slots, "epoch_sums": self.sums}
+        extra = {f"extra.{name}": part for name, part in self.extra.items()}
+        return {"params": self.params, "optimizer": self.slots, "epoch_sums": self.sums, **extra}
 
     def to_metadata(self) -> dict[str, Any]:
         """Return everything else for a checkpoint."""
@@ -89,15 +106,25 @@ class State:
         return {name: getattr(self, name) for name in names}
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint, *, size: int, n_slots: int, dtype: Any) -> State:
+    def from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        *,
+        size: int,
+        n_slots: int,
+        dtype: Any,
+        n_statistics: int = 2,
+        extra_shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+    ) -> State:
         """Take a state out of a checkpoint and check it.
 
         Raises
         ------
         CheckpointError
-            A tensor or counter is missing, or has another shape or dtype than the network and optimizer ask for.
+            A tensor or counter is missing, or has another shape or dtype than network, optimizer and algorithm ask for.
         """
-        expected = {"params": (size,), "optimizer": (n_slots, size), "epoch_sums": (2,)}
+        expected = {"params": (size,), "optimizer": (n_slots, size), "epoch_sums": (n_statistics,)}
+        expected |= {f"extra.{name}": shape for name, shape in extra_shapes.items()}
         for name, shape in expected.items():
             tensor = checkpoint.tensors.get(name)
             wanted = np.dtype(np.float64 if name == "epoch_sums" else dtype)
@@ -107,9 +134,9 @@ class State:
         counters = checkpoint.metadata.get("state")
         if not isinstance(counters, dict):
             raise CheckpointError("its training state is missing")
-        tensors = (checkpoint.tensors[name] for name in expected)
+        params, slots, sums, *extra = (checkpoint.tensors[name] for name in expected)
         try:
-            state = cls(*(next(tensors), next(tensors)), sums=next(tensors), **counters)
+            state = cls(params, slots, sums=sums, extra=dict(zip(extra_shapes, extra, strict=True)), **counters)
         except TypeError as error:
             raise CheckpointError(f"its training state does not fit this version of fastvae ({error})") from error
         if len({len(column) for column in state.history.values()}) > 1:

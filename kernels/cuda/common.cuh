@@ -21,7 +21,7 @@ typedef unsigned long long u64;
 
 enum Activation { ACTIVATION_NONE, ACTIVATION_TANH, ACTIVATION_RELU, ACTIVATION_SOFTPLUS, ACTIVATION_SIGMOID };
 enum Rule { RULE_ADAGRAD, RULE_ADAM, RULE_SGD, RULE_HOLD };  // HOLD gathers Adagrad's squares and moves nothing
-enum Stream { STREAM_LATENT = 0, STREAM_BINARIZE = 1, STREAM_BINARIZE_FIXED = 2 };  // fastvae/rng.py has the list
+enum Stream { STREAM_LATENT = 0, STREAM_BINARIZE = 1, STREAM_BINARIZE_FIXED = 2, STREAM_DREAM = 8 };  // fastvae/rng.py
 
 // Constants of one optimizer step, worked out by the caller; gain = 1 - beta, not rounded twice.
 struct Update {
@@ -29,7 +29,7 @@ struct Update {
   float rate, momentum, beta1, gain1, beta2, gain2, root_scale, epsilon, decay;
 };
 
-// Constants of one step of the fused loop: its number since training began, the KL divergence's weight / M.
+// Constants of one step of the fused loop: its number since training began, the KL divergence's weight / its terms.
 struct Step {
   u64 number;
   float kl_scale;

@@ -3,6 +3,11 @@
 //   z = mu + exp(logvar / 2) eps (section 2.4); kl = -1/2 sum_j (1 + logvar - mu^2 - exp(logvar)) (appendix B)
 //   dmu = sum_l dz - s mu; dlogvar = 1/2 (exp(logvar / 2) sum_l dz eps - s (exp(logvar) - 1))
 //
+// Or with log q(z|x) - log p(z) at each draw in its place (equation 6):
+//
+//   kl_l = 1/2 sum_j (z_l^2 - eps_l^2 - logvar); with g = dz - weight z:
+//   dmu = sum_l g; dlogvar = 1/2 (exp(logvar / 2) sum_l g eps + sum_l weight)
+//
 // mu, logvar, dmu, dlogvar (M, J); eps [L][M][J]; z and dz have row l * M + m. Forward keeps eps where it draws it.
 // Grid: one warp per row of M.
 #include "functions.cuh"
@@ -12,7 +17,8 @@ struct Latent {
   Matrix mu, logvar;
   float* eps;
   Matrix z;
-  float* kl;
+  float* kl;            // (M,), sampled [L][M]
+  const float* weight;  // sampled: of each draw's kl, [L][M]; within the loop all are the step's kl_scale
   Matrix dz, dmu, dlogvar;
   int draws, rows, latent_dim;
   float kl_scale;
@@ -21,6 +27,13 @@ struct Latent {
 };
 
 constexpr int ROWS_PER_BLOCK = 4;
+
+DEVICE float eps_at(const Latent& args, u64 step, i64 element) {
+  if (!args.loop) return args.eps[element];
+  const float eps = normal_at(args.seed, step, STREAM_LATENT, element);
+  args.eps[element] = eps;
+  return eps;
+}
 
 KERNEL(latent_forward, 32 * ROWS_PER_BLOCK, Latent) {
   if (forward_is_over(args.loop)) return;
@@ -34,9 +47,7 @@ KERNEL(latent_forward, 32 * ROWS_PER_BLOCK, Latent) {
     twice_kl += mu * mu + exp_minus_1_minus(v, expf(v));
     for (int l = 0; l < args.draws; ++l) {
       i64 row = static_cast<i64>(l) * args.rows + m, element = row * n + j;
-      float eps = args.loop ? normal_at(args.seed, step, STREAM_LATENT, element) : args.eps[element];
-      if (args.loop) args.eps[element] = eps;
-      args.z.p[row * args.z.ld + j] = mu + sd * eps;
+      args.z.p[row * args.z.ld + j] = mu + sd * eps_at(args, step, element);
     }
   }
   twice_kl = warp_sum(twice_kl);
@@ -61,5 +72,45 @@ KERNEL(latent_backward, 32 * ROWS_PER_BLOCK, Latent) {
     float expm1 = exp_minus_1_minus(v, expf(v)) + v;
     args.dmu.p[m * args.dmu.ld + j] = dz_sum - kl_scale * mu;
     args.dlogvar.p[m * args.dlogvar.ld + j] = 0.5f * (expf(0.5f * v) * dz_eps - kl_scale * expm1);
+  }
+}
+
+KERNEL(latent_forward_sampled, 32 * ROWS_PER_BLOCK, Latent) {
+  if (forward_is_over(args.loop)) return;
+  const int m = blockIdx.x * ROWS_PER_BLOCK + threadIdx.x / 32, n = args.latent_dim;
+  if (m >= args.rows) return;
+  const u64 step = args.loop ? args.loop->first + args.loop->step : 0;
+  for (int l = 0; l < args.draws; ++l) {
+    const i64 row = static_cast<i64>(l) * args.rows + m;
+    float twice_kl = 0.0f;
+    for (int j = threadIdx.x % 32; j < n; j += 32) {
+      const float v = args.logvar.p[m * args.logvar.ld + j], eps = eps_at(args, step, row * n + j);
+      const float z = args.mu.p[m * args.mu.ld + j] + expf(0.5f * v) * eps;
+      args.z.p[row * args.z.ld + j] = z;
+      twice_kl += z * z - eps * eps - v;
+    }
+    twice_kl = warp_sum(twice_kl);
+    if (threadIdx.x % 32 == 0) args.kl[row] = 0.5f * twice_kl;
+  }
+}
+
+KERNEL(latent_backward_sampled, 32 * ROWS_PER_BLOCK, Latent) {
+  if (backward_is_over(args.loop)) return;
+  if (args.loop && blockIdx.x == 0 && threadIdx.x == 0) args.loop->step += 1;
+  const int m = blockIdx.x * ROWS_PER_BLOCK + threadIdx.x / 32, n = args.latent_dim;
+  if (m >= args.rows) return;
+  for (int j = threadIdx.x % 32; j < n; j += 32) {
+    const float mu = args.mu.p[m * args.mu.ld + j], sd = expf(0.5f * args.logvar.p[m * args.logvar.ld + j]);
+    float dz_sum = 0.0f, dz_eps = 0.0f, weights = 0.0f;
+    for (int l = 0; l < args.draws; ++l) {
+      const i64 row = static_cast<i64>(l) * args.rows + m;
+      const float weight = args.loop ? args.loop->now.kl_scale : args.weight[row], eps = args.eps[row * n + j];
+      const float dz = args.dz.p[row * args.dz.ld + j] - weight * (mu + sd * eps);
+      dz_sum += dz;
+      dz_eps += dz * eps;
+      weights += weight;
+    }
+    args.dmu.p[m * args.dmu.ld + j] = dz_sum;
+    args.dlogvar.p[m * args.dlogvar.ld + j] = 0.5f * (sd * dz_eps + weights);
   }
 }

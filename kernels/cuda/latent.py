@@ -9,14 +9,17 @@ from fastvae.kernels.cuda.launch import ADDRESS, FLOAT, INT, MATRIX, NOWHERE, WO
 __all__ = ["Latent", "latent_backward", "latent_forward"]
 
 _LATENT = struct(
-    mu=MATRIX, logvar=MATRIX, eps=ADDRESS, z=MATRIX, kl=ADDRESS, dz=MATRIX, dmu=MATRIX, dlogvar=MATRIX,
+    mu=MATRIX, logvar=MATRIX, eps=ADDRESS, z=MATRIX, kl=ADDRESS, weight=ADDRESS, dz=MATRIX, dmu=MATRIX, dlogvar=MATRIX,
     draws=INT, rows=INT, latent_dim=INT, kl_scale=FLOAT, seed=WORD, loop=ADDRESS,
 )  # fmt: skip
 _ROWS_PER_BLOCK = 4
 
 
 class Latent(NamedTuple):
-    """Arguments of both directions; within the fused loop eps is drawn with `seed`, and kl_scale is the step's."""
+    """Arguments of both directions; within the fused loop eps is drawn with `seed`, and kl_scale is the step's.
+
+    `sampled` takes log q(z|x) - log p(z) at each draw in place of the analytic KL divergence.
+    """
 
     mu: Matrix
     logvar: Matrix
@@ -26,17 +29,20 @@ class Latent(NamedTuple):
     latent_dim: int
     z: Matrix = NOWHERE
     kl: int = 0
+    weight: int = 0
     dz: Matrix = NOWHERE
     dmu: Matrix = NOWHERE
     dlogvar: Matrix = NOWHERE
     kl_scale: float = 0.0
     seed: int = 0
     loop: int = 0
+    sampled: bool = False
 
 
 def _launch(kernel: str, g: Latent) -> Launch:
-    blocks = -(-g.rows // _ROWS_PER_BLOCK)
-    return Launch.of("latent", kernel, _LATENT, blocks, 32 * _ROWS_PER_BLOCK, **g._asdict())
+    blocks, fields = -(-g.rows // _ROWS_PER_BLOCK), g._asdict()
+    kernel += "_sampled" if fields.pop("sampled") else ""
+    return Launch.of("latent", kernel, _LATENT, blocks, 32 * _ROWS_PER_BLOCK, **fields)
 
 
 def latent_forward(g: Latent) -> Launch:

@@ -5,6 +5,7 @@
 //
 // x (M, D); out and dout (R, D) or (R, 2 D), row r belongs to x[r % M]; log_px (R,).
 #include "likelihood.cuh"
+#include "philox.cuh"
 #include "statistics.cuh"
 
 struct Likelihood {
@@ -46,6 +47,32 @@ KERNEL(likelihood_mean, 256, Mean) {
   float* mean = args.mean.p + blockIdx.x * args.mean.ld;
   for (int d = threadIdx.x; d < args.density.data_dim; d += 256)
     mean[d] = args.density.identity_mean ? out[d] : sigmoid(out[d]);
+}
+
+struct Sample {
+  Density density;
+  Matrix out;
+  float* x;  // (R, D)
+  u64 seed, step;
+  int rows;
+};
+
+// x ~ p(x|z): [u < sigmoid(a)], mean + exp(logvar / 2) n. A thread draws the four elements of a block of the noise.
+KERNEL(likelihood_sample, 256, Sample) {
+  const int n = args.density.data_dim;
+  const i64 first = 4 * (static_cast<i64>(blockIdx.x) * 256 + threadIdx.x), end = static_cast<i64>(args.rows) * n;
+  if (first >= end) return;
+  const Words words = philox_block(args.seed, args.step, STREAM_DREAM, static_cast<u32>(first / 4));
+  float normals[4];
+  normal_block(words, normals);
+  UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const i64 element = first + i;
+    if (element >= end) return;
+    const float* out = args.out.p + element / n * args.out.ld + element % n;
+    args.x[element] = args.density.gaussian ? gaussian_sample(args.density, out[0], out[n], normals[i])
+                                            : below(words.word[i], sigmoid(out[0]));
+  }
 }
 
 struct Prior {

@@ -28,3 +28,8 @@ DEVICE Point gaussian(const Density& g, float x, float a, float s) {
   float slope = g.identity_mean ? 1.0f : mean * (1.0f - mean);
   return {-0.5f * (LOG_TWO_PI + logvar + square), error * precision * slope, 0.5f * (square - 1.0f) * f.sigmoid};
 }
+
+DEVICE float gaussian_sample(const Density& g, float a, float s, float normal) {
+  const float mean = g.identity_mean ? a : sigmoid(a), logvar = g.logvar_floor + softplus(s - g.logvar_floor);
+  return mean + expf(0.5f * logvar) * normal;
+}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from fastvae.kernels.cuda.launch import ADDRESS, FLOAT, INT, MATRIX, Launch, Matrix, struct
+from fastvae.kernels.cuda.launch import ADDRESS, FLOAT, INT, MATRIX, WORD, Launch, Matrix, struct
 from fastvae.network import Network
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "density_of",
     "likelihood",
     "likelihood_mean",
+    "likelihood_sample",
     "statistics",
 ]
 
@@ -23,9 +24,10 @@ _LIKELIHOOD = struct(
     density=DENSITY, x=MATRIX, out=MATRIX, dout=MATRIX, log_px=ADDRESS, scale=FLOAT, x_rows=INT, loop=ADDRESS
 )
 _MEAN = struct(density=DENSITY, out=MATRIX, mean=MATRIX)
+_SAMPLE = struct(density=DENSITY, out=MATRIX, x=ADDRESS, seed=WORD, step=WORD, rows=INT)
 _PRIOR = struct(z=MATRIX, dz=MATRIX, log_pxz=ADDRESS, rows=INT, latent_dim=INT)
 STATISTICS = struct(
-    log_px=ADDRESS, kl=ADDRESS, stats=ADDRESS, steps=ADDRESS, terms=INT, all_rows=INT, rows=INT, loop=ADDRESS
+    log_px=ADDRESS, kl=ADDRESS, stats=ADDRESS, steps=ADDRESS, terms=INT, all_rows=INT, kl_terms=INT, loop=ADDRESS
 )
 _SCRATCH = 4 * 32  # bytes of one float per warp
 
@@ -60,6 +62,13 @@ def likelihood_mean(network: Network, *, out: Matrix, mean: Matrix, rows: int) -
     return Launch.of("likelihood", "likelihood_mean", _MEAN, rows, 256, **fields)
 
 
+def likelihood_sample(network: Network, *, out: Matrix, x: int, rows: int, seed: int, step: int) -> Launch:
+    """Draw from p(x|z); x lies without padding, as its noise does."""
+    blocks = -(-rows * network.data_dim // (4 * 256))
+    fields: dict[str, Any] = {"out": out, "x": x, "seed": seed, "step": step, "rows": rows}
+    return Launch.of("likelihood", "likelihood_sample", _SAMPLE, blocks, 256, density=density_of(network), **fields)
+
+
 def add_prior(*, z: Matrix, dz: Matrix, log_pxz: int, rows: int, latent_dim: int) -> Launch:
     """From log p(x|z) to log p(x, z), and likewise its gradient."""
     fields: dict[str, Any] = {"z": z, "dz": dz, "log_pxz": log_pxz, "rows": rows, "latent_dim": latent_dim}
@@ -67,7 +76,7 @@ def add_prior(*, z: Matrix, dz: Matrix, log_pxz: int, rows: int, latent_dim: int
 
 
 class Statistics(NamedTuple):
-    """The minibatch's terms of log p(x|z), which are summed over, its KL divergences, and where the means go."""
+    """The minibatch's terms of log p(x|z) and of the KL divergence, which are summed over, and where the means go."""
 
     log_px: int
     kl: int
@@ -75,7 +84,7 @@ class Statistics(NamedTuple):
     steps: int
     terms: int
     all_rows: int
-    rows: int
+    kl_terms: int
     loop: int
 
 

@@ -34,13 +34,13 @@ def update_at(o: Optimizer, step: Any, *, decay: float) -> Array:
 
 
 def steps_table(
-    o: Optimizer, *, first: int, count: int, rows: int, kl_weight: float, kl_warmup: int, decay: float
+    o: Optimizer, *, first: int, count: int, kl_terms: int, kl_weight: float, kl_warmup: int, decay: float
 ) -> Array:
-    """Return the constants of `count` steps from number `first` on, minibatches of `rows` rows."""
+    """Return the constants of `count` steps from number `first` on; the KL divergence is a mean of `kl_terms` terms."""
     table = np.zeros(count, STEP)
     numbers = np.uint64(first) + np.arange(count, dtype=np.uint64)
     ramp = np.minimum(1.0, numbers / kl_warmup) if kl_warmup else 1.0
-    table["number"], table["kl_scale"] = numbers, kl_weight * ramp / rows
+    table["number"], table["kl_scale"] = numbers, kl_weight * ramp / kl_terms
     table["update"] = update_at(o, numbers, decay=decay)
     return table
 

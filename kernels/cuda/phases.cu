@@ -103,7 +103,7 @@ constexpr int BATCH = 16;  // weights that a thread asks for before it waits: me
 struct SampleRows {
   Matrix h, w_heads, heads, z, w, y;  // h (M, H), heads (M, 2 J), z (R, J), y (R, fan_out)
   float *eps, *kl;
-  int draws, rows, hidden, latent_dim, fan_out, activation;
+  int draws, rows, hidden, latent_dim, fan_out, activation, sampled;  // sampled: kl of each draw, as in latent.cu
   u64 seed;
   const Loop* loop;
 };
@@ -166,7 +166,17 @@ KERNEL(sample_rows, ROW_THREADS, SampleRows) {
       }
     }
     twice_kl = warp_sum(twice_kl);
-    if (thread % 32 == 0) args.kl[m0 + row] = 0.5f * twice_kl;
+    if (thread % 32 == 0 && !args.sampled) args.kl[m0 + row] = 0.5f * twice_kl;
+    for (int l = 0; args.sampled && l < args.draws; ++l) {
+      const i64 r = static_cast<i64>(l) * args.rows + m0 + row;
+      float twice = 0.0f;
+      for (int j = thread % 32; j < args.latent_dim; j += 32) {  // what this thread has written
+        const float z_exact = args.z.p[r * args.z.ld + j], eps = args.eps[r * args.latent_dim + j];
+        twice += z_exact * z_exact - eps * eps - logvar[j];
+      }
+      twice = warp_sum(twice);
+      if (thread % 32 == 0) args.kl[r] = 0.5f * twice;
+    }
   }
   block_barrier();
 
@@ -282,7 +292,7 @@ KERNEL(output_backward_large, 256, OutputBackward) {
 struct SampleBackward {
   Matrix dy, w, heads, dheads, w_heads, h, dh;  // dy (R, fan_out), heads and dheads (M, 2 J), h and dh (M, H)
   const float* eps;
-  int draws, rows, hidden, latent_dim, fan_out, activation;
+  int draws, rows, hidden, latent_dim, fan_out, activation, sampled;
   Loop* loop;
 };
 
@@ -330,15 +340,18 @@ KERNEL(sample_backward, ROW_THREADS, SampleBackward) {
     float dmu = 0.0f, dlogvar = 0.0f;
     if (m < args.rows) {
       const float kl_scale = args.loop->now.kl_scale, *head = args.heads.p + m * args.heads.ld;
-      const float v = head[n + j];
+      const float v = head[n + j], sd = expf(0.5f * v);
       float dz_sum = 0.0f, dz_eps = 0.0f;
       for (int l = 0; l < args.draws; ++l) {
-        const float d = dz[(l * ROWS + r) * n + j];
+        const float eps = args.eps[(static_cast<i64>(l) * args.rows + m) * n + j];
+        float d = dz[(l * ROWS + r) * n + j];
+        if (args.sampled) d -= kl_scale * (head[j] + sd * eps);
         dz_sum += d;
-        dz_eps += d * args.eps[(static_cast<i64>(l) * args.rows + m) * n + j];
+        dz_eps += d * eps;
       }
-      dmu = dz_sum - kl_scale * head[j];
-      dlogvar = 0.5f * (expf(0.5f * v) * dz_eps - kl_scale * (exp_minus_1_minus(v, expf(v)) + v));
+      dmu = args.sampled ? dz_sum : dz_sum - kl_scale * head[j];
+      dlogvar = 0.5f * (sd * dz_eps - kl_scale * (args.sampled ? static_cast<float>(-args.draws)
+                                                               : exp_minus_1_minus(v, expf(v)) + v));
       args.dheads.p[m * args.dheads.ld + j] = dmu;
       args.dheads.p[m * args.dheads.ld + n + j] = dlogvar;
     }

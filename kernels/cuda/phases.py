@@ -29,7 +29,7 @@ _FIRST_LAYER = struct(
 )  # fmt: skip
 _SAMPLE_ROWS = struct(
     h=MATRIX, w_heads=MATRIX, heads=MATRIX, z=MATRIX, w=MATRIX, y=MATRIX, eps=ADDRESS, kl=ADDRESS,
-    draws=INT, rows=INT, hidden=INT, latent_dim=INT, fan_out=INT, activation=INT, seed=WORD, loop=ADDRESS,
+    draws=INT, rows=INT, hidden=INT, latent_dim=INT, fan_out=INT, activation=INT, sampled=INT, seed=WORD, loop=ADDRESS,
 )  # fmt: skip
 _OUTPUT_LAYER = struct(
     density=DENSITY, h=MATRIX, w=MATRIX, x=MATRIX, dout=MATRIX, log_px=ADDRESS,
@@ -38,7 +38,7 @@ _OUTPUT_LAYER = struct(
 _OUTPUT_BACKWARD = struct(gradient=INPUT_GRADIENT, statistics=STATISTICS)
 _SAMPLE_BACKWARD = struct(
     dy=MATRIX, w=MATRIX, heads=MATRIX, dheads=MATRIX, w_heads=MATRIX, h=MATRIX, dh=MATRIX, eps=ADDRESS,
-    draws=INT, rows=INT, hidden=INT, latent_dim=INT, fan_out=INT, activation=INT, loop=ADDRESS,
+    draws=INT, rows=INT, hidden=INT, latent_dim=INT, fan_out=INT, activation=INT, sampled=INT, loop=ADDRESS,
 )  # fmt: skip
 _ROWS, _ROW_THREADS = 2, 512  # phases.cu's
 _SHARED_BYTES = 160 * 1024  # of the 163 KB that a block may have on sm_80
@@ -104,7 +104,7 @@ def sample_rows(g: Latent, heads: Layer, below: Layer, above: Layer, *, activati
         "phases", "sample_rows", _SAMPLE_ROWS, -(-g.rows // _ROWS), _ROW_THREADS, shared_bytes,
         h=below.y, w_heads=heads.w, heads=heads.y, z=g.z, w=above.w, y=above.y, eps=g.eps, kl=g.kl,
         draws=g.draws, rows=g.rows, hidden=heads.fan_in, latent_dim=g.latent_dim, fan_out=above.fan_out,
-        activation=ACTIVATIONS[activation], seed=g.seed, loop=g.loop,
+        activation=ACTIVATIONS[activation], sampled=g.sampled, seed=g.seed, loop=g.loop,
     )  # fmt: skip
 
 
@@ -115,7 +115,7 @@ def sample_backward(g: Latent, heads: Layer, below: Layer, above: Layer, *, acti
         "phases", "sample_backward", _SAMPLE_BACKWARD, -(-g.rows // _ROWS), _ROW_THREADS, shared_bytes,
         dy=above.dy, w=above.w, heads=heads.y, dheads=heads.dy, w_heads=heads.w, h=below.y, dh=below.dy, eps=g.eps,
         draws=g.draws, rows=g.rows, hidden=heads.fan_in, latent_dim=g.latent_dim, fan_out=above.fan_out,
-        activation=ACTIVATIONS[activation], loop=g.loop,
+        activation=ACTIVATIONS[activation], sampled=g.sampled, loop=g.loop,
     )  # fmt: skip
 
 

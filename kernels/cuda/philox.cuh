@@ -53,9 +53,8 @@ DEVICE void box_muller(u32 word0, u32 word1, float& first, float& second) {
   second = radius * (quarter & 2 ? -sine : sine);
 }
 
-// Elements 4 block to 4 block + 3 of a stream of standard normals.
-DEVICE void normal_block(u64 seed, u64 step, u32 stream, u32 block, float (&out)[4]) {
-  Words w = philox_block(seed, step, stream, block);
+// Elements 4 block to 4 block + 3 of a stream of standard normals, from its words.
+DEVICE void normal_block(const Words& w, float (&out)[4]) {
   box_muller(w.word[0], w.word[1], out[0], out[1]);
   box_muller(w.word[2], w.word[3], out[2], out[3]);
 }
@@ -67,17 +66,19 @@ DEVICE float normal_at(u64 seed, u64 step, u32 stream, i64 element) {
   return element % 2 ? second : first;
 }
 
+// [u < v] of u = (k + 1/2) / 2^24, compared exactly: u needs 25 bits where it is above one half.
+DEVICE float below(u32 word, float v) {
+  return static_cast<double>(word >> 8) + 0.5 < static_cast<double>(v) * 16777216.0 ? 1.0f : 0.0f;
+}
+
 enum Binarize { BINARIZE_NONE, BINARIZE_DYNAMIC, BINARIZE_FIXED, BINARIZE_SHARED };
 
-// [u < v] for column d of n, v its scaled grey level, of row `number` of the dataset and m of the minibatch. With u =
-// (k + 1/2) / 2^24 it is compared exactly: u needs 25 bits where it is above one half.
+// [u < v] for column d of n, v its scaled grey level, of row `number` of the dataset and m of the minibatch.
 DEVICE float binarized_pixel(int binarize, u64 seed, u64 step, i64 number, int m, int n, int d, float v) {
   const bool dynamic = binarize == BINARIZE_DYNAMIC;
   const u64 key = dynamic ? step : binarize == BINARIZE_FIXED ? static_cast<u64>(number) : 0;
   const i64 element = dynamic ? static_cast<i64>(m) * n + d : d;
   const Words w =
       philox_block(seed, key, dynamic ? STREAM_BINARIZE : STREAM_BINARIZE_FIXED, static_cast<u32>(element / 4));
-  return static_cast<double>(w.at(static_cast<int>(element % 4)) >> 8) + 0.5 < static_cast<double>(v) * 16777216.0
-             ? 1.0f
-             : 0.0f;
+  return below(w.at(static_cast<int>(element % 4)), v);
 }

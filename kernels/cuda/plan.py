@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastvae.kernels import Array
-from fastvae.kernels.checks import CheckedPlan
+from fastvae.kernels.checks import CheckedPlan, check_noise
 from fastvae.kernels.cuda import dense, likelihood
 from fastvae.kernels.cuda.arrays import DeviceArray, takes_device_arrays
 from fastvae.kernels.cuda.dense import Gradient, Layer
@@ -171,6 +171,18 @@ class CudaPlan(CheckedPlan):
             call.finish()
 
     @takes_device_arrays
+    def latent_forward_sampled(self, *, mu: Array, logvar: Array, eps: Array, z: Array, kl: Array) -> None:
+        """Reparameterised sample and the KL term of each draw."""
+        shape = self._check_latent(mu, logvar, eps)
+        self._check(shape, output=True, z=z)
+        self._check(shape[:2], output=True, kl=kl)
+        with self._turn:
+            call = self._call(mu, logvar, eps, z, kl)
+            places: dict[str, Any] = {"z": Matrix(call.output(z), shape[2]), "kl": call.output(kl)}
+            call.launch(latent_forward(self._latent(call, mu, logvar, eps, sampled=True, **places)))
+            call.finish()
+
+    @takes_device_arrays
     def latent_backward(
         self, *, mu: Array, logvar: Array, eps: Array, dz: Array, kl_scale: float, dmu: Array, dlogvar: Array
     ) -> None:
@@ -180,10 +192,29 @@ class CudaPlan(CheckedPlan):
         self._check(shape[1:], output=True, dmu=dmu, dlogvar=dlogvar)
         with self._turn:
             call = self._call(mu, logvar, eps, dz, dmu, dlogvar)
-            places = (call.input(dz), call.output(dmu), call.output(dlogvar))
-            gradients = dict(zip(("dz", "dmu", "dlogvar"), (Matrix(at, shape[2]) for at in places), strict=True))
+            gradients = self._latent_gradients(call, dz, dmu, dlogvar)
             call.launch(latent_backward(self._latent(call, mu, logvar, eps, kl_scale=kl_scale, **gradients)))
             call.finish()
+
+    @takes_device_arrays
+    def latent_backward_sampled(
+        self, *, mu: Array, logvar: Array, eps: Array, dz: Array, weight: Array, dmu: Array, dlogvar: Array
+    ) -> None:
+        """Backprop through the sample and the KL term of each draw."""
+        shape = self._check_latent(mu, logvar, eps)
+        self._check(shape, dz=dz)
+        self._check(shape[:2], weight=weight)
+        self._check(shape[1:], output=True, dmu=dmu, dlogvar=dlogvar)
+        with self._turn:
+            call = self._call(mu, logvar, eps, dz, weight, dmu, dlogvar)
+            fields = {"weight": call.input(weight), "sampled": True} | self._latent_gradients(call, dz, dmu, dlogvar)
+            call.launch(latent_backward(self._latent(call, mu, logvar, eps, **fields)))
+            call.finish()
+
+    @staticmethod
+    def _latent_gradients(call: _Call, dz: Array, dmu: Array, dlogvar: Array) -> dict[str, Any]:
+        places = {"dz": call.input(dz), "dmu": call.output(dmu), "dlogvar": call.output(dlogvar)}
+        return {name: Matrix(at, dz.shape[2]) for name, at in places.items()}
 
     @staticmethod
     def _latent(call: _Call, mu: Array, logvar: Array, eps: Array, **fields: Any) -> Latent:
@@ -242,6 +273,18 @@ class CudaPlan(CheckedPlan):
             call = self._call(out, mean)
             heads, means = Matrix(call.input(out), out.shape[1]), Matrix(call.output(mean), mean.shape[1])
             call.launch(likelihood.likelihood_mean(self.network, out=heads, mean=means, rows=rows))
+            call.finish()
+
+    @takes_device_arrays
+    def likelihood_sample(self, *, out: Array, seed: int, step: int, x: Array) -> None:
+        """Draw from p(x|z)."""
+        rows = self._check_out(out)
+        check_noise(seed=seed, step=step)
+        self._check((rows, self.network.data_dim), output=True, x=x)
+        with self._turn:
+            call = self._call(out, x)
+            places: dict[str, Any] = {"out": Matrix(call.input(out), out.shape[1]), "x": call.output(x)}
+            call.launch(likelihood.likelihood_sample(self.network, rows=rows, seed=seed, step=step, **places))
             call.finish()
 
     @takes_device_arrays
@@ -375,6 +418,7 @@ class CudaPlan(CheckedPlan):
         binarize: str,
         seed: int,
         step: int,
+        estimator: str,
         kl_weight: float,
         kl_warmup: int,
         decay: float,
@@ -392,6 +436,7 @@ class CudaPlan(CheckedPlan):
             binarize=binarize,
             seed=seed,
             step=step,
+            estimator=estimator,
             kl_weight=kl_weight,
             kl_warmup=kl_warmup,
             decay=decay,
@@ -414,6 +459,7 @@ class CudaPlan(CheckedPlan):
                 binarize=binarize,
                 seed=seed,
                 step=step,
+                estimator=estimator,
                 kl_weight=kl_weight,
                 kl_warmup=kl_warmup,
                 decay=decay,

@@ -23,7 +23,7 @@ struct Normals {
 KERNEL(normals, 256, Normals) {
   i64 block = static_cast<i64>(blockIdx.x) * 256 + threadIdx.x;
   float values[4];
-  normal_block(args.seed, args.step, args.stream, static_cast<u32>(block), values);
+  normal_block(philox_block(args.seed, args.step, args.stream, static_cast<u32>(block)), values);
   for (int i = 0; i < 4; ++i)
     if (4 * block + i < args.n) args.out[4 * block + i] = values[i];
 }

@@ -3,10 +3,10 @@
 #include "common.cuh"
 
 struct Statistics {
-  const float *log_px, *kl;  // (terms,), whose sum is that of log p(x|z) over R rows; (M,)
+  const float *log_px, *kl;  // (terms,), whose sum is that of log p(x|z) over R rows; (kl_terms,), M or sampled L M
   double* stats;             // (T, 2)
   const Step* steps;         // (T,)
-  int terms, all_rows, rows;
+  int terms, all_rows, kl_terms;
   Loop* loop;
 };
 
@@ -21,9 +21,9 @@ DEVICE void sum_statistics(const Statistics& args, float* scratch) {
   }
   double log_px = 0.0, kl = 0.0;
   for (int i = threadIdx.x; i < args.terms; i += THREADS) log_px += args.log_px[i];
-  for (int m = threadIdx.x; m < args.rows; m += THREADS) kl += args.kl[m];
+  for (int i = threadIdx.x; i < args.kl_terms; i += THREADS) kl += args.kl[i];
   log_px = block_sum(log_px, reinterpret_cast<double*>(scratch)) / args.all_rows;
-  kl = block_sum(kl, reinterpret_cast<double*>(scratch)) / args.rows;
+  kl = block_sum(kl, reinterpret_cast<double*>(scratch)) / args.kl_terms;
   if (threadIdx.x) return;
   args.stats[2 * step] = log_px;
   args.stats[2 * step + 1] = kl;

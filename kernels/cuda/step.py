@@ -49,6 +49,7 @@ class Step:
     scale: float
     binarize: str
     seed: int
+    sampled: bool  # the KL divergence of SGVB-A
 
     def launches(self) -> Iterator[Launch]:
         """Gather, encode, sample, decode, compare; back again; and update."""
@@ -102,6 +103,7 @@ class Step:
             dlogvar=dheads.columns_from(latent_dim),
             seed=self.seed,
             loop=self.tables.loop,
+            sampled=self.sampled,
         )
 
     def _gather(self) -> Launch:
@@ -154,7 +156,7 @@ class Step:
             steps=self.tables.steps,
             terms=parts * all_rows,
             all_rows=all_rows,
-            rows=self.rows,
+            kl_terms=all_rows if self.sampled else self.rows,
             loop=self.tables.loop,
         )
         below = work.decoder[-2] if len(work.decoder) > 1 else None

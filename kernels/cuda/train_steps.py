@@ -61,6 +61,7 @@ class Training:
         binarize: str,
         seed: int,
         step: int,
+        estimator: str,
         kl_weight: float,
         kl_warmup: int,
         decay: float,
@@ -69,6 +70,7 @@ class Training:
     ) -> None:
         """Make the steps of `order`; arguments are those of `fastvae.kernels.Plan.train_steps`, checked."""
         n_steps, rows = order.shape
+        sampled = estimator == "sgvb-a"
         tables = self._room(n_steps, rows)
         length = self._graph_length(n_steps, rows)
         source = self._source(data, order, tables.order, length)
@@ -76,7 +78,7 @@ class Training:
             optimizer,
             first=step,
             count=n_steps,
-            rows=rows,
+            kl_terms=self._draws * rows if sampled else rows,
             kl_weight=kl_weight,
             kl_warmup=kl_warmup,
             decay=decay,
@@ -101,6 +103,7 @@ class Training:
             scale=scale,
             binarize=binarize,
             seed=seed,
+            sampled=sampled,
         ).launches()
         graph = self._recorded(list(step_launches), length)
         self._exchange(params, state, store=False)

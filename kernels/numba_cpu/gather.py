@@ -9,7 +9,7 @@ import numpy as np
 
 from fastvae.kernels import BINARIZE
 from fastvae.kernels.numba_cpu.compile import bytes_at, compiled, f32, float64s, floats, int32s, int64s
-from fastvae.kernels.numba_cpu.rng import key_of, philox_block, uniform
+from fastvae.kernels.numba_cpu.rng import binarize_row
 from fastvae.rng import Stream
 
 __all__ = ["Gather", "gather_of", "gather_row", "hold"]
@@ -103,18 +103,6 @@ def _sparse_row(data: Rows, row: int, scale: Any, x: Any) -> None:
 
 
 @compiled
-def _binarize_row(x: Any, n: int, seed: Any, step: Any, stream: int, first: int) -> None:
-    """x[d] becomes [u < x[d]], u from word `first + d` of the stream, compared in float64."""
-    key = key_of(seed, step, stream)
-    for block in range(first // 4, (first + n + 3) // 4):
-        words = philox_block(key, block)
-        for i in range(4):
-            d = 4 * block + i - first
-            if 0 <= d < n:
-                x[d] = f32(1.0) if uniform(words[i]) < x[d] else f32(0.0)
-
-
-@compiled
 def gather_row(g: Gather, row: int, m: int, step: Any, x_at: int) -> None:
     """Row `row` of the dataset as row m of the minibatch of a step."""
     n = g.data.data_dim
@@ -124,8 +112,8 @@ def gather_row(g: Gather, row: int, m: int, step: Any, x_at: int) -> None:
     else:
         _sparse_row(g.data, row, g.scale, x)
     if g.binarize == _DYNAMIC:
-        _binarize_row(x, n, g.seed, step, _STREAM, m * n)
+        binarize_row(x, n, g.seed, step, _STREAM, m * n)
     elif g.binarize == _FIXED:
-        _binarize_row(x, n, g.seed, np.uint64(row), _FIXED_STREAM, 0)
+        binarize_row(x, n, g.seed, np.uint64(row), _FIXED_STREAM, 0)
     elif g.binarize == _SHARED:
-        _binarize_row(x, n, g.seed, np.uint64(0), _FIXED_STREAM, 0)
+        binarize_row(x, n, g.seed, np.uint64(0), _FIXED_STREAM, 0)

@@ -2,6 +2,8 @@
 
 bernoulli: sum x a - max(a, 0) - log1p(exp(-|a|)); gradient x - sigmoid(a)
 gaussian:  -1/2 sum log(2 pi) + logvar + (x - mean)^2 / exp(logvar), logvar = floor + softplus(s - floor)
+
+And x ~ p(x|z): [u < sigmoid(a)], mean + exp(logvar / 2) n.
 """
 
 from __future__ import annotations
@@ -9,12 +11,15 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from fastvae.kernels.numba_cpu.compile import FLOAT, compiled, f32, floats
+from fastvae.kernels.numba_cpu.rng import binarize_row, key_of, normal_block
 from fastvae.kernels.numba_cpu.vec import exp, log1p_unit, ordered_sum, relu, sigmoid, softplus
+from fastvae.rng import Stream
 
-__all__ = ["BERNOULLI", "LOG_TWO_PI", "Density", "likelihood_mean_row", "likelihood_row"]
+__all__ = ["BERNOULLI", "LOG_TWO_PI", "Density", "likelihood_mean_row", "likelihood_row", "likelihood_sample_row"]
 
 BERNOULLI, GAUSSIAN = range(2)
 LOG_TWO_PI = f32(1.83787707)
+_STREAM = int(Stream.DREAM)
 
 
 class Density(NamedTuple):
@@ -74,3 +79,22 @@ def likelihood_mean_row(g: Density, out: int, mean_at: int) -> None:
     else:
         for d in range(n):
             mean[d] = a[d]
+
+
+@compiled
+def likelihood_sample_row(g: Density, out: int, seed: Any, step: Any, r: int, x_at: int) -> None:
+    """Row r of x, which begins at `x_at` with row 0: element r D + d of the noise is that of x."""
+    n = g.data_dim
+    first, x = r * n, floats(x_at + FLOAT * r * n, n)
+    if g.kind == BERNOULLI:
+        likelihood_mean_row(g, out, x_at + FLOAT * first)
+        binarize_row(x, n, seed, step, _STREAM, first)
+        return
+    key, floor = key_of(seed, step, _STREAM), g.logvar_floor
+    for block in range(first // 4, (first + n + 3) // 4):
+        normal_block(key, block, x_at, first, first + n)
+    a, s = floats(out, n), floats(out + FLOAT * n, n)
+    for d in range(n):
+        mean = sigmoid(a[d]) if g.sigmoid_mean else a[d]
+        logvar = floor + softplus(s[d] - floor)
+        x[d] = mean + exp(f32(0.5) * logvar) * x[d]

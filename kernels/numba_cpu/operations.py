@@ -12,8 +12,14 @@ from numba import uint32, uint64
 from fastvae.kernels.numba_cpu.compile import FLOAT, compiled, entry, f32, floats, int64s, uint32s
 from fastvae.kernels.numba_cpu.dense import NONE
 from fastvae.kernels.numba_cpu.gather import Gather, gather_row
-from fastvae.kernels.numba_cpu.latent import Latent, latent_backward_row, latent_forward_row
-from fastvae.kernels.numba_cpu.likelihood import LOG_TWO_PI, likelihood_mean_row, likelihood_row
+from fastvae.kernels.numba_cpu.latent import (
+    Latent,
+    latent_backward_row,
+    latent_backward_sampled_row,
+    latent_forward_row,
+    latent_forward_sampled_row,
+)
+from fastvae.kernels.numba_cpu.likelihood import LOG_TWO_PI, likelihood_mean_row, likelihood_row, likelihood_sample_row
 from fastvae.kernels.numba_cpu.optimizer import Rule, update, update_at
 from fastvae.kernels.numba_cpu.phases import (
     Chain,
@@ -116,6 +122,20 @@ def latent_backward(team: Team, work: Work, g: Latent) -> None:
 
 
 @entry
+def latent_forward_sampled(team: Team, work: Work, g: Latent) -> None:
+    """Sample and the KL term of each draw."""
+    for m in range(begin(team, g.rows), end(team, g.rows)):
+        latent_forward_sampled_row(g, m, scratch_of(team, work))
+
+
+@entry
+def latent_backward_sampled(team: Team, work: Work, g: Latent) -> None:
+    """Gradient of the sample and of each draw's KL term."""
+    for m in range(begin(team, g.rows), end(team, g.rows)):
+        latent_backward_sampled_row(g, m, scratch_of(team, work))
+
+
+@entry
 def likelihood(
     team: Team, work: Work, x: int, x_rows: int, out: int, rows: int, scale: Any, log_px: int, dout: int
 ) -> None:
@@ -136,6 +156,14 @@ def likelihood_mean(team: Team, work: Work, out: int, rows: int, mean: int) -> N
     g = work.density
     for r in range(begin(team, rows), end(team, rows)):
         likelihood_mean_row(g, out + FLOAT * r * (1 + g.kind) * g.data_dim, mean + FLOAT * r * g.data_dim)
+
+
+@entry
+def likelihood_sample(team: Team, work: Work, out: int, rows: int, seed: Any, step: Any, x: int) -> None:
+    """Draw from p(x|z) by row; seed and step are uint64."""
+    g = work.density
+    for r in range(begin(team, rows), end(team, rows)):
+        likelihood_sample_row(g, out + FLOAT * r * (1 + g.kind) * g.data_dim, seed, step, r, x)
 
 
 @entry
@@ -193,4 +221,4 @@ def normal(team: Team, seed: Any, step: Any, stream: int, out: int, n: int) -> N
     """Fill n floats with a stream's normals; seed and step are uint64."""
     key, blocks = key_of(seed, step, stream), (n + 3) // 4
     for block in range(begin(team, blocks), end(team, blocks)):
-        normal_block(key, block, out, n)
+        normal_block(key, block, out, 0, n)

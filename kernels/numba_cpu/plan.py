@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastvae.kernels import Array
-from fastvae.kernels.checks import CheckedPlan
+from fastvae.kernels.checks import CheckedPlan, check_noise
 from fastvae.kernels.numba_cpu import operations
 from fastvae.kernels.numba_cpu.compile import PANEL, TILE_ROWS, f32
 from fastvae.kernels.numba_cpu.dense import ACTIVATIONS
@@ -83,7 +83,7 @@ class NumbaPlan(CheckedPlan):
             z=memory.matrix(all_rows, latent_dim),
             dz=memory.matrix(all_rows, latent_dim),
             eps=memory.words(all_rows * latent_dim),
-            kl=memory.words(rows),
+            kl=memory.words(all_rows),
             log_px=memory.words(all_rows),
             nonzeros=self._nonzeros(),
             scratch=memory.words(self.n_threads * stride),
@@ -175,6 +175,13 @@ class NumbaPlan(CheckedPlan):
         self._check(shape[1:2], output=True, kl=kl)
         self._run(operations.latent_forward, self._work, self._latent(mu, logvar, eps, z=z, kl=kl))
 
+    def latent_forward_sampled(self, *, mu: Array, logvar: Array, eps: Array, z: Array, kl: Array) -> None:
+        """Reparameterised sample and the KL term of each draw."""
+        shape = self._check_latent(mu, logvar, eps)
+        self._check(shape, output=True, z=z)
+        self._check(shape[:2], output=True, kl=kl)
+        self._run(operations.latent_forward_sampled, self._work, self._latent(mu, logvar, eps, z=z, kl=kl))
+
     def latent_backward(
         self, *, mu: Array, logvar: Array, eps: Array, dz: Array, kl_scale: float, dmu: Array, dlogvar: Array
     ) -> None:
@@ -184,6 +191,17 @@ class NumbaPlan(CheckedPlan):
         self._check(shape[1:], output=True, dmu=dmu, dlogvar=dlogvar)
         latent = self._latent(mu, logvar, eps, dz=dz, kl_scale=kl_scale, dmu=dmu, dlogvar=dlogvar)
         self._run(operations.latent_backward, self._work, latent)
+
+    def latent_backward_sampled(
+        self, *, mu: Array, logvar: Array, eps: Array, dz: Array, weight: Array, dmu: Array, dlogvar: Array
+    ) -> None:
+        """Backprop through the sample and the KL term of each draw."""
+        shape = self._check_latent(mu, logvar, eps)
+        self._check(shape, dz=dz)
+        self._check(shape[:2], weight=weight)
+        self._check(shape[1:], output=True, dmu=dmu, dlogvar=dlogvar)
+        latent = self._latent(mu, logvar, eps, dz=dz, weight=weight, dmu=dmu, dlogvar=dlogvar)
+        self._run(operations.latent_backward_sampled, self._work, latent)
 
     def _latent(
         self,
@@ -195,6 +213,7 @@ class NumbaPlan(CheckedPlan):
         kl: Array | None = None,
         dz: Array | None = None,
         kl_scale: float = 0.0,
+        weight: Array | None = None,
         dmu: Array | None = None,
         dlogvar: Array | None = None,
     ) -> Latent:
@@ -213,6 +232,7 @@ class NumbaPlan(CheckedPlan):
             _address(dz),
             n,
             f32(kl_scale),
+            _address(weight),
             _address(dmu),
             _address(dlogvar),
             n,
@@ -233,6 +253,14 @@ class NumbaPlan(CheckedPlan):
         rows = self._check_out(out)
         self._check((rows, self.network.data_dim), output=True, mean=mean)
         self._run(operations.likelihood_mean, self._work, _address(out), rows, _address(mean))
+
+    def likelihood_sample(self, *, out: Array, seed: int, step: int, x: Array) -> None:
+        """Draw from p(x|z)."""
+        rows = self._check_out(out)
+        check_noise(seed=seed, step=step)
+        self._check((rows, self.network.data_dim), output=True, x=x)
+        key = np.uint64(seed), np.uint64(step)
+        self._run(operations.likelihood_sample, self._work, _address(out), rows, *key, _address(x))
 
     def decoder_backward(
         self, *, params: Array, z: Array, hidden: tuple[Array, ...], dout: Array, dz: Array | None, grad: Array | None
@@ -318,6 +346,7 @@ class NumbaPlan(CheckedPlan):
         binarize: str,
         seed: int,
         step: int,
+        estimator: str,
         kl_weight: float,
         kl_warmup: int,
         decay: float,
@@ -336,6 +365,7 @@ class NumbaPlan(CheckedPlan):
             binarize=binarize,
             seed=seed,
             step=step,
+            estimator=estimator,
             kl_weight=kl_weight,
             kl_warmup=kl_warmup,
             decay=decay,
@@ -351,6 +381,7 @@ class NumbaPlan(CheckedPlan):
             steps=order.shape[0],
             rows=order.shape[1],
             first_step=np.uint64(step),
+            sampled=int(estimator == "sgvb-a"),
             kl_weight=float(kl_weight),
             kl_warmup=float(kl_warmup),
             stats=_address(stats),

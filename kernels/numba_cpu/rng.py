@@ -12,7 +12,7 @@ from numba import uint64
 
 from fastvae.kernels.numba_cpu.compile import compiled, f32, floats
 
-__all__ = ["Key", "key_of", "normal_block", "philox_block", "uniform"]
+__all__ = ["Key", "binarize_row", "key_of", "normal_block", "philox_block"]
 
 _LOW = uint64(0xFFFFFFFF)
 
@@ -53,15 +53,27 @@ def uniform(word: Any) -> float:
 
 
 @compiled
-def normal_block(key: Key, block: int, out_at: int, n: int) -> None:
-    """Elements [4 block, 4 block + 4) of a stream of n standard normals, by Box-Muller."""
+def binarize_row(x: Any, n: int, seed: Any, step: Any, stream: int, first: int) -> None:
+    """x[d] becomes [u < x[d]], u from word `first + d` of the stream, compared in float64."""
+    key = key_of(seed, step, stream)
+    for block in range(first // 4, (first + n + 3) // 4):
+        words = philox_block(key, block)
+        for i in range(4):
+            d = 4 * block + i - first
+            if 0 <= d < n:
+                x[d] = f32(1.0) if uniform(words[i]) < x[d] else f32(0.0)
+
+
+@compiled
+def normal_block(key: Key, block: int, out_at: int, first: int, last: int) -> None:
+    """Of elements [4 block, 4 block + 4) of a stream of standard normals those in [first, last), by Box-Muller."""
     words = philox_block(key, block)
-    out = floats(out_at, n)
+    out = floats(out_at, last)
     for pair in range(2):
         i = 4 * block + 2 * pair
         radius = math.sqrt(-2.0 * math.log(uniform(words[2 * pair])))
         angle = 2.0 * math.pi * uniform(words[2 * pair + 1])
-        if i < n:
+        if first <= i < last:
             out[i] = f32(radius * math.cos(angle))
-        if i + 1 < n:
+        if first <= i + 1 < last:
             out[i + 1] = f32(radius * math.sin(angle))

@@ -10,7 +10,13 @@ from numba import uint64
 from fastvae.kernels.numba_cpu.compile import FLOAT, compiled, entry, f32, float64s, floats, int32s, int64s
 from fastvae.kernels.numba_cpu.dense import NONE
 from fastvae.kernels.numba_cpu.gather import Gather, gather_row
-from fastvae.kernels.numba_cpu.latent import Latent, latent_backward_row, latent_forward_row
+from fastvae.kernels.numba_cpu.latent import (
+    Latent,
+    latent_backward_row,
+    latent_backward_sampled_row,
+    latent_forward_row,
+    latent_forward_sampled_row,
+)
 from fastvae.kernels.numba_cpu.likelihood import likelihood_row
 from fastvae.kernels.numba_cpu.optimizer import ADAM, Rule, update_at
 from fastvae.kernels.numba_cpu.phases import (
@@ -39,7 +45,7 @@ _LATENT_STREAM = int(Stream.LATENT)
 
 
 class Training(NamedTuple):
-    """Arguments of `fastvae.kernels.Plan.train_steps`, arrays as addresses."""
+    """Arguments of `fastvae.kernels.Plan.train_steps`, arrays as addresses; sampled is 1 for SGVB-A."""
 
     params: int
     state: int
@@ -49,6 +55,7 @@ class Training(NamedTuple):
     steps: int
     rows: int
     first_step: Any
+    sampled: int
     kl_weight: float
     kl_warmup: float
     stats: int
@@ -79,7 +86,7 @@ def _minibatch(team: Team, work: Work, t: Training, i: int) -> None:
     key, count = key_of(t.gather.seed, now, _LATENT_STREAM), work.draws * rows * work.latent_dim
     blocks = (count + 3) // 4
     for block in range(begin(team, blocks), end(team, blocks)):
-        normal_block(key, block, work.eps, count)
+        normal_block(key, block, work.eps, 0, count)
 
 
 @compiled
@@ -87,6 +94,7 @@ def _step(team: Team, work: Work, t: Training, i: int) -> bool:
     """One step of Algorithm 1. False, with nothing updated, when the bound is not finite or an interrupt is due."""
     rows, all_rows, now = t.rows, work.draws * t.rows, t.first_step + uint64(i)
     scratch, density = scratch_of(team, work), work.density
+    kl_terms = all_rows if t.sampled else rows
     weight = t.kl_weight * min(1.0, float(now) / t.kl_warmup) if t.kl_warmup > 0 else t.kl_weight
 
     _minibatch(team, work, t, i)
@@ -113,13 +121,17 @@ def _step(team: Team, work: Work, t: Training, i: int) -> bool:
         work.kl,
         work.dz.at,
         work.dz.ld,
-        f32(weight / rows),
+        f32(weight / kl_terms),
+        0,
         heads.dy,
         heads.dy + half,
         heads.dy_ld,
     )
     for m in range(begin(team, rows), end(team, rows)):
-        latent_forward_row(latent, m, scratch)
+        if t.sampled:
+            latent_forward_sampled_row(latent, m, scratch)
+        else:
+            latent_forward_row(latent, m, scratch)
     if not proceed(team):
         return False
 
@@ -127,7 +139,7 @@ def _step(team: Team, work: Work, t: Training, i: int) -> bool:
         return False
 
     last = layer_at(work.decoder, work.decoder.layers - 1)
-    log_pxs, kls, scale = floats(work.log_px, all_rows), floats(work.kl, rows), f32(1.0 / all_rows)
+    log_pxs, kls, scale = floats(work.log_px, all_rows), floats(work.kl, kl_terms), f32(1.0 / all_rows)
     for r in range(begin(team, all_rows), end(team, all_rows)):
         x, out = work.x.at + FLOAT * (r % rows) * work.x.ld, last.y + FLOAT * r * last.y_ld
         log_pxs[r] = likelihood_row(density, x, out, scale, last.dy + FLOAT * r * last.dy_ld, scratch)
@@ -138,10 +150,10 @@ def _step(team: Team, work: Work, t: Training, i: int) -> bool:
     log_px, kl = 0.0, 0.0
     for r in range(all_rows):
         log_px += log_pxs[r]
-    for m in range(rows):
+    for m in range(kl_terms):
         kl += kls[m]
     log_px /= all_rows
-    kl /= rows
+    kl /= kl_terms
     if team.member == 0:
         stats = float64s(t.stats + 16 * i, 2)
         stats[0], stats[1] = log_px, kl
@@ -153,7 +165,10 @@ def _step(team: Team, work: Work, t: Training, i: int) -> bool:
     if not input_gradient(team, work, layer_at(work.decoder, 0), all_rows, Matrix(0, 0), NONE, work.dz):
         return False
     for m in range(begin(team, rows), end(team, rows)):
-        latent_backward_row(latent, m, scratch)
+        if t.sampled:
+            latent_backward_sampled_row(latent, m, scratch)
+        else:
+            latent_backward_row(latent, m, scratch)
     if not proceed(team):
         return False
     if not backward(team, work, work.encoder, rows):

@@ -1,0 +1,1 @@
+"""The paper's experiments, run again and laid over its own figures."""

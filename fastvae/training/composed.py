@@ -1,0 +1,188 @@
+"""What all training algorithms share: the run around one step that is made of the contract's operations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+import numpy as np
+
+from fastvae.rng import normal
+from fastvae.training.interrupts import gated_interrupts
+
+if TYPE_CHECKING:
+    from fastvae.data import Dataset
+    from fastvae.kernels import Array, Engine, Plan
+    from fastvae.network import Network
+    from fastvae.optimizer import Optimizer
+    from fastvae.rng import Stream
+    from fastvae.training.state import State
+
+__all__ = ["Composed", "StepBuffers", "kl_weight_at"]
+
+
+def kl_weight_at(step: int, *, kl_weight: float, kl_warmup: int) -> float:
+    """Return the weight of the KL divergence at a step: linear from 0 over `kl_warmup` steps, then constant."""
+    return kl_weight * min(1.0, step / kl_warmup) if kl_warmup else kl_weight
+
+
+class StepBuffers(Protocol):
+    """The arrays of one step."""
+
+    @property
+    def grad(self) -> Array:
+        """Gradient of what the step ascends, shape (P,)."""
+
+    def tensors(self) -> Iterator[tuple[str, Array]]:
+        """Name the arrays in the order in which a step fills them."""
+
+
+B = TypeVar("B", bound=StepBuffers)
+
+
+@dataclass(frozen=True)
+class Composed(Generic[B]):
+    """An algorithm on one engine and one dataset, whose steps `measure` and `apply` make.
+
+    The fields are those of `fastvae.kernels.Plan.train_steps`, and the engine that the plan is of. `decay` is 1 / N
+    with a weight prior N(0, I), else 0.
+
+    Attributes
+    ----------
+    statistics : tuple of str
+        What every step reports, means over its minibatch; columns of the history.
+    has_bound : bool
+        Whether ``statistics[0]`` less the others is a variational bound.
+    encodes : bool
+        Whether it trains the encoder.
+    weighs_kl : bool
+        Whether `kl_weight` and `kl_warmup` mean something to it.
+    """
+
+    statistics: ClassVar[tuple[str, ...]] = ("log_px", "kl")
+    has_bound: ClassVar[bool] = True
+    encodes: ClassVar[bool] = True
+    weighs_kl: ClassVar[bool] = False
+
+    engine: Engine
+    plan: Plan
+    optimizer: Optimizer
+    dataset: Dataset
+    binarize: str
+    seed: int
+    kl_weight: float
+    kl_warmup: int
+    decay: float
+
+    @staticmethod
+    def extra_shapes(network: Network, *, n_slots: int, n_rows: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of what the algorithm carries from step to step besides parameters and optimizer state.
+
+        Parameters
+        ----------
+        network : Network
+        n_slots : int
+            State values of the optimizer per parameter.
+        n_rows : int
+            N.
+        """
+        return {}
+
+    @staticmethod
+    def initialise_extra(extra: dict[str, Array], *, seed: int) -> None:
+        """Fill those arrays, zeros so far, for step 0."""
+
+    def allocate(self, rows: int, dtype: Any) -> B:
+        """Allocate the arrays of a step on M rows."""
+        raise NotImplementedError
+
+    def measure(self, state: State, b: B, *, index: Array, step: int) -> tuple[float, ...]:
+        """Compute a step's gradient into ``b.grad``; return its statistics. Changes nothing but `b`."""
+        raise NotImplementedError
+
+    def apply(self, state: State, b: B, *, index: Array, step: int) -> None:
+        """Make the step that `measure` has computed."""
+        self.plan.update(
+            optimizer=self.optimizer, params=state.params, grad=b.grad, state=state.slots, step=step, decay=self.decay
+        )
+
+    def advance(self, state: State, *, order: Array, stats: Array, done: Array) -> None:
+        """Make the steps of `order` from ``state.step`` on, each wholly or not at all.
+
+        Ctrl-C is held back while a step is applied; before that there is nothing to undo.
+
+        Parameters
+        ----------
+        state : State
+            ``params``, ``slots`` and ``extra`` are updated, counters are not.
+        order : ndarray of shape (T, M), int64
+        stats : ndarray of shape (T, n_statistics), float64
+            Output, per completed step.
+        done : ndarray of shape (1,), int64
+            Output: completed steps. Fewer than T when a statistic was not finite; its row is filled.
+        """
+        done[0] = 0
+        b = self.allocate(order.shape[1], state.params.dtype)
+        for i, index in enumerate(order):
+            step = state.step + i
+            stats[i] = self.measure(state, b, index=index, step=step)
+            if not np.isfinite(stats[i]).all():
+                return
+            with gated_interrupts():
+                self.apply(state, b, index=index, step=step)
+                done[0] = i + 1
+
+    def history_row(self, means: list[float], *, step: int) -> dict[str, Any]:
+        """Return the columns of the history for an epoch's mean statistics, `step` being its last one."""
+        row: dict[str, Any] = dict(zip(self.statistics, means, strict=True))
+        if self.has_bound:
+            row = {"elbo": means[0] - sum(means[1:]), **row}
+        if self.weighs_kl:
+            row["kl_weight"] = self.kl_weight_at(step)
+        return row
+
+    def kl_weight_at(self, step: int) -> float:
+        """Return beta at a step."""
+        return kl_weight_at(step, kl_weight=self.kl_weight, kl_warmup=self.kl_warmup)
+
+    def diagnose(self, state: State, index: Array) -> str:
+        """Repeat one step up to its gradient and look at every tensor in the order of computation.
+
+        Parameters
+        ----------
+        state : State
+            As the last complete step left it; not changed.
+        index : ndarray of shape (M,), int64
+            The minibatch whose statistics are not finite.
+
+        Returns
+        -------
+        str
+            ``"parameter encoder.0.W"``, ``"encoder hidden layer 0"``, ``"mu"``, ..., ``"log_px"``, or ``"the bound"``
+            when every tensor of the operations is finite.
+        """
+        if tensor := state.first_not_finite(self.plan.network.layout):
+            return tensor
+        b = self.allocate(len(index), state.params.dtype)
+        self.measure(state, b, index=index, step=state.step)
+        return next((name for name, tensor in b.tensors() if not np.isfinite(tensor).all()), "the bound")
+
+    def draw(self, out: Array, *, stream: Stream, step: int) -> None:
+        """Fill an array with standard normals: the engine's, except in float64, which only the reference has."""
+        if out.dtype == np.float32:
+            self.engine.normal(seed=self.seed, step=step, stream=stream, out=out)
+        else:
+            out[:] = normal(seed=self.seed, step=step, stream=stream, shape=out.shape, dtype=out.dtype)
+
+    def gather(self, x: Array, *, index: Array, step: int) -> None:
+        """Fetch a minibatch."""
+        self.plan.gather(
+            data=self.dataset.rows,
+            index=index,
+            scale=self.dataset.scale,
+            binarize=self.binarize,
+            seed=self.seed,
+            step=step,
+            x=x,
+        )
