@@ -26,13 +26,16 @@ _ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "softplus": jax.nn.softpl
 _PASS_ROWS = 1000
 
 
-def make(case: Case, data: Dataset, *, n_threads: int, bf16: bool = False) -> _Training | _Inference:
-    """Return the runner of a case, float32 or with bfloat16 operands of every matrix product."""
+def make(case: Case, data: Dataset, *, n_threads: int, bf16: bool = False, unroll: int = 1) -> _Training | _Inference:
+    """Return the runner of a case, float32 or with bfloat16 operands of every matrix product.
+
+    `unroll` steps are one turn of the scan.
+    """
     stored: Any = data.rows
     rows = jnp.asarray(stored.toarray() if data.is_sparse else stored)
     matmul = _bf16_matmul if bf16 else jnp.matmul
     if case.kind == "train":
-        return _Training(case, rows, data.scale, matmul)
+        return _Training(case, rows, data.scale, matmul, unroll)
     return _Inference(case, rows, data.scale, matmul)
 
 
@@ -123,7 +126,7 @@ def _update(o: Optimizer, params: Any, state: Any, grads: Any, count: Any) -> An
 class _Training:
     """All steps of a call in one scan whose carry is donated."""
 
-    def __init__(self, case: Case, rows: Any, scale: float, matmul: Callable[[Any, Any], Any]) -> None:
+    def __init__(self, case: Case, rows: Any, scale: float, matmul: Callable[[Any, Any], Any], unroll: int) -> None:
         self.case, self.rows = case, rows
         self.model = model = _Model(case.network, matmul)
 
@@ -140,7 +143,7 @@ class _Training:
                 params, state = _update(case.optimizer, params, state, grads, count)
                 return (params, state, count + 1, key), value
 
-            return jax.lax.scan(step, carry, order)
+            return jax.lax.scan(step, carry, order, unroll=unroll)
 
         self.scan = jax.jit(scan, donate_argnums=0)
         self.reset()
@@ -149,9 +152,9 @@ class _Training:
         params = self.model.start()
         self.carry = (params, _zero_state(self.case.optimizer, params), jnp.float32(1), jax.random.key(0))
 
-    def run(self, order: Array) -> None:
-        self.carry, values = self.scan(self.carry, self.rows, order.astype(np.int32))
-        jax.block_until_ready(values)
+    def run(self, order: Any) -> None:
+        self.carry, self.losses = self.scan(self.carry, self.rows, order.astype(np.int32))
+        jax.block_until_ready(self.losses)
 
     def params(self) -> Array:
         flat = np.empty(self.case.network.layout.size, np.float32)

@@ -17,7 +17,7 @@ from fastvae.data import Dataset
 from fastvae.kernels import Array
 from fastvae.network import Dense, initialise
 
-__all__ = ["make"]
+__all__ = ["TorchModel", "make"]
 
 _ACTIVATIONS = {
     "tanh": torch.nn.Tanh,
@@ -36,7 +36,7 @@ def make(
     """Return the runner of a case: eager or compiled, float32 or bfloat16 by autocast."""
     torch.manual_seed(0)
     torch.set_num_threads(n_threads)
-    model = _Model(case, data, bf16=bf16)
+    model = TorchModel(case, data, bf16=bf16)
     runner = _Training(case, model) if case.kind == "train" else _Inference(case, model)
     if compiled:
         runner.function = torch.compile(runner.function, mode=mode, dynamic=False)
@@ -70,22 +70,24 @@ def _weight(module: Any) -> Any:
     return module.weight if isinstance(module, _FromNonzeros) else module.weight.T
 
 
-class _Model:
+class TorchModel:
     """Encoder, decoder and bound.
 
     Sparse rows go through the first layer by their nonzeros; in the likelihood they are dense. For wide-sparse on two
     AVX-512 cores that took 93 ms, a dense first layer 116, one by ``torch.sparse.mm`` 108, with sparse gradients 146.
     """
 
-    def __init__(self, case: Case, data: Dataset, *, bf16: bool) -> None:
-        self.network, self.bf16, self.scale = case.network, bf16, data.scale
+    def __init__(self, case: Case, data: Dataset, *, bf16: bool, device: str = "cpu") -> None:
+        self.network, self.bf16, self.scale, self.device = case.network, bf16, data.scale, device
         stored: Any = data.rows
         # Bytes made into floats are quicker than floats fetched: a minibatch of MNIST in 20 us against 24.
-        self.rows = torch.from_numpy(stored.toarray() if data.is_sparse else stored)
+        self.rows = torch.from_numpy(stored.toarray() if data.is_sparse else stored).to(device)
         self.nonzeros = _padded(stored) if data.is_sparse else None
         self.encoder, self.decoder = self._chain(case.network.encoder_dims), self._chain(case.network.decoder_dims)
         if data.is_sparse:
             self.encoder[0] = _FromNonzeros(*case.network.encoder_dims[:2])
+        for side in (self.encoder, self.decoder):
+            side.to(device)
         self.load()
 
     def _chain(self, dims: tuple[int, ...]) -> Any:
@@ -95,6 +97,7 @@ class _Model:
 
     @property
     def parameters(self) -> list[Any]:
+        """Weights and biases of every layer."""
         return [*self.encoder.parameters(), *self.decoder.parameters()]
 
     def _linears(self) -> list[tuple[Dense, Any]]:
@@ -110,10 +113,11 @@ class _Model:
                 linear.bias.copy_(torch.from_numpy(layer.bias(flat)))
 
     def flat(self) -> Array:
+        """Return the parameters as our flat buffer."""
         flat = np.empty(self.network.layout.size, np.float32)
         for layer, linear in self._linears():
-            layer.weight(flat)[:] = _weight(linear).detach().numpy()
-            layer.bias(flat)[:] = linear.bias.detach().numpy()
+            layer.weight(flat)[:] = _weight(linear).detach().cpu().numpy()
+            layer.bias(flat)[:] = linear.bias.detach().cpu().numpy()
         return flat
 
     def _scaled(self, stored: Any, index: Any) -> Any:
@@ -128,12 +132,14 @@ class _Model:
         return x, (columns.index_select(0, index), self._scaled(values, index))
 
     def encode(self, x: Any) -> Any:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+        """Return mu and logvar."""
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
             heads = self.encoder(x)
         return heads.float().chunk(2, dim=1)
 
     def decode(self, z: Any) -> Any:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+        """Return the decoder's heads."""
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
             out = self.decoder(z)
         return out.float()
 
@@ -148,6 +154,14 @@ class _Model:
         terms = -0.5 * (np.log(2 * np.pi) + logvar + (x - mean).square() * torch.exp(-logvar))
         return terms.sum() if reduction == "sum" else terms
 
+    def loss(self, index: Any, eps: Any = None) -> Any:
+        """Minus the bound of a minibatch with one draw, eps of shape (M, J) or drawn here: its mean over the rows."""
+        x, encoder_input = self.fetch(index)
+        mu, logvar = self.encode(encoder_input)
+        z = mu + torch.exp(0.5 * logvar) * (torch.randn_like(mu) if eps is None else eps)
+        log_px = self.log_px(x, self.decode(z), reduction="sum")
+        return (_kl(mu, logvar).sum() - log_px) / len(index)
+
 
 def _kl(mu: Any, logvar: Any) -> Any:
     return -0.5 * (1 + logvar - mu.square() - logvar.exp())
@@ -156,9 +170,9 @@ def _kl(mu: Any, logvar: Any) -> Any:
 class _Training:
     """Steps of fetch, loss, backprop and fused optimizer; what is compiled is the loss with its gradient."""
 
-    def __init__(self, case: Case, model: _Model) -> None:
+    def __init__(self, case: Case, model: TorchModel) -> None:
         self.optimizer_settings, self.model = case.optimizer, model
-        self.function = self._loss
+        self.function = model.loss
         self.optimizer: Any = None
         self.reset()
 
@@ -174,13 +188,6 @@ class _Training:
         else:
             self.optimizer = torch.optim.SGD(self.model.parameters, lr=o.learning_rate, momentum=o.momentum, fused=True)
 
-    def _loss(self, index: Any) -> Any:
-        x, encoder_input = self.model.fetch(index)
-        mu, logvar = self.model.encode(encoder_input)
-        z = mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
-        log_px = self.model.log_px(x, self.model.decode(z), reduction="sum")
-        return (_kl(mu, logvar).sum() - log_px) / len(index)
-
     def run(self, order: Array) -> None:
         for index in torch.from_numpy(order):
             self.optimizer.zero_grad(set_to_none=True)
@@ -194,7 +201,7 @@ class _Training:
 class _Inference:
     """Passes over all rows in batches."""
 
-    def __init__(self, case: Case, model: _Model) -> None:
+    def __init__(self, case: Case, model: TorchModel) -> None:
         self.model = model
         self.function = self._encode if case.kind == "encode" else self._bound
         self.batches = torch.arange(len(model.rows)).split(_PASS_ROWS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -9,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tolerances import relative_norm, tolerance
 
 from fastvae import backends
 from fastvae.errors import BackendError
 from fastvae.kernels import Engine, Plan
+from fastvae.kernels.cuda import paths
 from fastvae.network import Network, initialise
 from fastvae.optimizer import Optimizer
 
@@ -33,11 +36,11 @@ def make_plan(engine: Engine, network: Network, precision: str = "fp32") -> Plan
 class Training:
     """Parameters, state and statistics of synthetic rows on the host."""
 
-    def __init__(self, network: Network, *, steps: int = 300) -> None:
+    def __init__(self, network: Network, *, rows: int = 100, steps: int = 300) -> None:
         draw = np.random.default_rng(0)
         self.data: Any = draw.integers(0, 256, (1000, network.data_dim)).astype(np.uint8)
         self.data *= draw.random(self.data.shape) < 0.2
-        self.order = draw.integers(0, 1000, (steps, 100))
+        self.order = draw.integers(0, 1000, (steps, rows))
         self.params: Any = initialise(network, seed=2)
         self.state: Any = np.zeros((1, self.params.size), np.float32)
         self.stats, self.done = np.zeros((steps, 2)), np.zeros(1, np.int64)
@@ -67,15 +70,34 @@ class Training:
         return bytes(self.params.tobytes() + self.state.tobytes() + self.stats.tobytes())
 
 
+@pytest.mark.parametrize("products", paths.PATHS)
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 @pytest.mark.parametrize("network", [PAPER, DEEP], ids=["paper", "deep"])
-def test_runs_leave_the_same_bits(cuda: Engine, network: Network, precision: str) -> None:
+def test_runs_leave_the_same_bits(
+    cuda: Engine, monkeypatch: pytest.MonkeyPatch, network: Network, precision: str, products: str
+) -> None:
     """On one plan again, and on others."""
+    monkeypatch.setenv(paths.VARIABLE, products)
     plan = make_plan(cuda, network, precision)
     expected = Training(network).run(plan).bits()
     for _ in range(5):
         assert Training(network).run(plan).bits() == expected
         assert Training(network).run(make_plan(cuda, network, precision)).bits() == expected
+
+
+@pytest.mark.parametrize("hidden", [500, 2000])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_both_paths_agree_on_a_large_minibatch(
+    cuda: Engine, monkeypatch: pytest.MonkeyPatch, precision: str, hidden: int
+) -> None:
+    """Where there are many tiles, and blocks of rows."""
+    network, left = Network(784, 20, (hidden,), (hidden,)), list[Training]()
+    for products in paths.PATHS:
+        monkeypatch.setenv(paths.VARIABLE, products)
+        plan = cuda.plan(network, rows=4096, draws=1, precision=precision, n_threads=1)
+        left.append(Training(network, rows=4096, steps=6).run(plan))
+    assert relative_norm(left[1].params, left[0].params) < tolerance("trajectory", precision)
+    np.testing.assert_allclose(left[1].stats, left[0].stats, rtol=tolerance("stats", precision))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
@@ -166,7 +188,7 @@ os.wait()
 
 
 def test_a_forked_child_is_told() -> None:
-    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-P", "-c", FORKED], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.startswith(f"{BackendError.__name__} CUDA does not work in a forked child"), done.stdout
 
 
@@ -180,13 +202,17 @@ for network in (test_cuda.PAPER, test_cuda.DEEP):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck", "initcheck"])
-def test_compute_sanitizer_finds_nothing(tool: str, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(
+    ("tool", "products"),
+    [("memcheck", "own"), ("racecheck", "own"), ("memcheck", "cublas"), ("synccheck", "own"), ("initcheck", "own")],
+)
+def test_compute_sanitizer_finds_nothing(tool: str, products: str, request: pytest.FixtureRequest) -> None:
     if shutil.which("compute-sanitizer") is None:
         pytest.skip("compute-sanitizer is not here")
     command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", SHORT_RUN]
     tests = request.config.rootpath / "tests"
-    done = subprocess.run(command, cwd=tests, capture_output=True, text=True, timeout=300, check=False)
+    environment = {**os.environ, paths.VARIABLE: products}
+    done = subprocess.run(command, cwd=tests, env=environment, capture_output=True, text=True, timeout=300, check=False)
     if "Device not supported" in done.stdout:
         pytest.skip("compute-sanitizer cannot watch this device")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]

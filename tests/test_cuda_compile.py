@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from fastvae.bench.gpu_constants import BARRIER_SOURCE
 from fastvae.kernels.cuda.sources import FILES, options, source_of
 
 nvrtc: Any = pytest.importorskip(
@@ -37,12 +38,11 @@ class Kernel(NamedTuple):
     spills: int
 
 
-@cache
-def compiled(file: str, precision: str, architecture: str) -> dict[str, Kernel]:
+def report_of(source: str, name: str, flags: tuple[str, ...], architecture: str) -> dict[str, Kernel]:
     """Compile, and read ptxas's report."""
-    status, program = nvrtc.nvrtcCreateProgram(source_of(file).encode(), f"{file}.cu".encode(), 0, [], [])
+    status, program = nvrtc.nvrtcCreateProgram(source.encode(), f"{name}.cu".encode(), 0, [], [])
     assert status == 0
-    flags = [*options(file, precision), *CUPYS_OPTIONS, f"-arch={architecture}", "--ptxas-options=-v"]
+    flags = (*flags, *CUPYS_OPTIONS, f"-arch={architecture}", "--ptxas-options=-v")
     (status,) = nvrtc.nvrtcCompileProgram(program, len(flags), [flag.encode() for flag in flags])
     size = nvrtc.nvrtcGetProgramLogSize(program)[1]
     log = b" " * size
@@ -55,11 +55,15 @@ def compiled(file: str, precision: str, architecture: str) -> dict[str, Kernel]:
         r".*?Used (\d+) registers",
         re.DOTALL,
     )
-    found = {
-        name: Kernel(int(registers), int(stack), int(stores) + int(loads))
-        for name, stack, stores, loads, registers in report.findall(text)
-    }
-    assert found.keys() == set(re.findall(r"^KERNEL\((\w+),", source_of(file), re.MULTILINE)), text
+    found = report.findall(text)
+    return {name: Kernel(int(used), int(stack), int(stores) + int(loads)) for name, stack, stores, loads, used in found}
+
+
+@cache
+def compiled(file: str, precision: str, architecture: str) -> dict[str, Kernel]:
+    """The kernels of a file of the engine."""
+    found = report_of(source_of(file), file, options(file, precision), architecture)
+    assert found.keys() == set(re.findall(r"^KERNEL\((\w+),", source_of(file), re.MULTILINE))
     return found
 
 
@@ -76,3 +80,11 @@ def test_nothing_spills(file: str, precision: str, architecture: str) -> None:
 def test_registers_leave_room_for_other_blocks(file: str, precision: str, architecture: str) -> None:
     for name, kernel in compiled(file, precision, architecture).items():
         assert kernel.registers * RESIDENT_THREADS <= REGISTERS, f"{name} takes {kernel.registers} registers"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_barrier_of_the_bench_compiles(architecture: str) -> None:
+    """As CuPy compiles it: without an option."""
+    (kernel,) = report_of(BARRIER_SOURCE.read_text(), "constants", (), architecture).values()
+    assert kernel.spills == kernel.stack == 0
+    assert kernel.registers * 256 <= REGISTERS

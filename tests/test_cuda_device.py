@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -11,10 +12,13 @@ import numpy as np
 import pytest
 from cuda_host import fake_cupy
 from test_cuda_host import OnDevice, Training
+from tolerances import relative_norm, tolerance
 
 from fastvae import backends
+from fastvae.cli.commands import run as fastvae
 from fastvae.errors import BackendError
 from fastvae.kernels import cuda
+from fastvae.kernels.cuda import paths, train_steps
 from fastvae.network import Network
 
 pytestmark = pytest.mark.skipif(not cuda_host.compiler(), reason="no C++ compiler for the CUDA kernels' twin")
@@ -30,14 +34,60 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_cupy.Runtime]:
 
 
 @pytest.mark.parametrize("precision", cuda.PRECISIONS)
-def test_it_trains_to_the_bits_of_the_other_device(runtime: fake_cupy.Runtime, precision: str) -> None:
+def test_it_trains_to_the_bits_of_the_other_device(
+    runtime: fake_cupy.Runtime, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
     """Chunks of several graphs, kernels that ask for more shared memory, and steps behind the last."""
+    monkeypatch.setattr(train_steps, "_MAX_GRAPH_STEPS", 3)
     network = Network(784, 20, (70,), (60,))
     expected, training = (Training(network, rows=8, steps=5) for _ in range(2))
     expected.run(expected.plan(precision=precision))
     training.run(cuda.plan(network, precision=precision, **SIZES))
     assert training.bits() == expected.bits()
     assert training.done[0] == 5
+
+
+@pytest.mark.parametrize("precision", cuda.PRECISIONS)
+def test_products_of_cublas_are_captured_too(
+    runtime: fake_cupy.Runtime, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """On its stream and workspace, by columns, to what the other device's products by rows come to."""
+    network = Network(33, 5, (31, 9), (17,))
+    expected, training = (Training(network, rows=8, steps=5) for _ in range(2))
+    expected.run(expected.plan(precision=precision, products="cublas"))
+    monkeypatch.setenv(paths.VARIABLE, "cublas")
+    plan = cuda.plan(network, precision=precision, **SIZES)
+    assert plan.path == "cublas"
+    for steps in (2, 5):  # the second graph is another
+        training = Training(network, rows=8, steps=5)
+        training.run(plan, steps=steps)
+        assert training.done[0] == steps
+    limit = tolerance("trajectory", precision) / 10
+    assert relative_norm(training.params, expected.params) < limit
+    np.testing.assert_allclose(training.stats, expected.stats, rtol=limit)
+
+
+def test_what_cublas_reports_is_said(runtime: fake_cupy.Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(paths.VARIABLE, "cublas")
+    runtime.cublas.status = 15
+    training = Training(NETWORK, rows=8)
+    with pytest.raises(RuntimeError, match="cuBLAS reports status 15 in cublasCreate_v2"):
+        training.run(cuda.plan(NETWORK, precision="fp32", **SIZES))
+    plan, runtime.cublas.status = cuda.plan(NETWORK, precision="fp32", **SIZES), 0
+    training.run(plan)
+    runtime.cublas.status = 15
+    with pytest.raises(RuntimeError, match="in cublasGemmEx of a product of 7 x 32 and 32 x 16"):
+        Training(NETWORK, rows=7).run(plan)
+
+
+def test_a_missing_cublas_is_told_with_its_mend(runtime: fake_cupy.Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(paths.VARIABLE, "cublas")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: os.stat(f"/nowhere/{name}"))
+    expected = (
+        r"finds no cuBLAS \(.*libcublas.so.13.*\): pip install 'cupy-cuda13x\[ctk\]', or set .*=own to do without"
+    )
+    with pytest.raises(BackendError, match=expected):
+        Training(NETWORK, rows=8).run(cuda.plan(NETWORK, precision="fp32", **SIZES))
 
 
 def test_rows_without_room_on_the_device_are_copied_beside_the_steps(runtime: fake_cupy.Runtime) -> None:
@@ -77,6 +127,12 @@ def test_what_is_there_is_named(runtime: fake_cupy.Runtime) -> None:
     assert backends.resolve("cuda") == "cuda"
     assert backends.resolve("auto") != "cuda"  # until its tests have passed on a device
     assert cuda.isa_level() == "Stand-in (sm_90)"
+
+
+def test_info_tells_who_makes_the_products(runtime: fake_cupy.Runtime, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fastvae(["info"]) == 0
+    told = "products: own kernels; cublas from 2 (fp32), 5 (tf32), 5 (bf16) GFLOP a step"
+    assert f"available on Stand-in (sm_90) (fp32, tf32, bf16); {told}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

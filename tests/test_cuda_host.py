@@ -13,8 +13,8 @@ import scipy.sparse
 from cuda_host.device import HostBuffer, HostDevice, HostGraph
 
 from fastvae.kernels import ESTIMATORS, Array
-from fastvae.kernels.cuda import phases
-from fastvae.kernels.cuda.launch import ADDRESS, Launch, struct
+from fastvae.kernels.cuda import paths, phases
+from fastvae.kernels.cuda.launch import ADDRESS, Launch, Work, struct
 from fastvae.kernels.cuda.plan import CudaPlan
 from fastvae.kernels.cuda.workspace import Memory
 from fastvae.network import Network, initialise
@@ -87,9 +87,16 @@ class Training:
         self.state: Any = np.zeros((2, network.layout.size), np.float32)
         self.stats, self.done = np.zeros((steps, 2)), np.zeros(1, np.int64)
 
-    def plan(self, device: HostDevice | None = None, *, precision: str = "fp32", draws: int = 1) -> CudaPlan:
+    def plan(
+        self,
+        device: HostDevice | None = None,
+        *,
+        precision: str = "fp32",
+        draws: int = 1,
+        products: str = "auto",
+    ) -> CudaPlan:
         sizes: dict[str, Any] = {"rows": self.order.shape[1], "draws": draws, "precision": precision, "n_threads": 1}
-        return CudaPlan(self.network, device=device or HostDevice(), name="cuda-host", **sizes)
+        return CudaPlan(self.network, device=device or HostDevice(), name="cuda-host", products=products, **sizes)
 
     def run(
         self, plan: CudaPlan, *, binarize: str = "none", steps: int | None = None, estimator: str = "sgvb-b"
@@ -123,15 +130,16 @@ NETWORKS = {
 }
 
 
+@pytest.mark.parametrize("products", paths.PATHS)
 @pytest.mark.parametrize("precision", cuda_host.PRECISIONS)
 @pytest.mark.parametrize(("name", "estimator"), [*((name, "sgvb-b") for name in NETWORKS), ("gaussian", "sgvb-a")])
-def test_no_order_of_threads_changes_a_bit(name: str, estimator: str, precision: str) -> None:
+def test_no_order_of_threads_changes_a_bit(name: str, estimator: str, precision: str, products: str) -> None:
     """Threads and blocks in orders of their own, launch by launch."""
     network, rows, draws = NETWORKS[name]
     results = set()
     for seed in (0, 1000, 2000):
         training = Training(network, rows=rows)
-        plan = training.plan(HostDevice(seed), precision=precision, draws=draws)
+        plan = training.plan(HostDevice(seed), precision=precision, draws=draws, products=products)
         results.add(training.run(plan, estimator=estimator).bits())
         assert training.done[0] == 3
     assert len(results) == 1
@@ -140,9 +148,9 @@ def test_no_order_of_threads_changes_a_bit(name: str, estimator: str, precision:
 class RecordingDevice(HostDevice):
     """Keeps the last graph's launches."""
 
-    recorded: Sequence[Launch] = ()
+    recorded: Sequence[Work] = ()
 
-    def graph(self, launches: Sequence[Launch], precision: str) -> HostGraph:
+    def graph(self, launches: Sequence[Work], precision: str) -> HostGraph:
         self.recorded = launches
         return super().graph(launches, precision)
 
@@ -151,7 +159,7 @@ def kernels_of_a_step(network: Network, *, sparse: bool = False, estimator: str 
     device, training = RecordingDevice(), Training(network, rows=4, steps=1)
     training.data = scipy.sparse.csr_array(training.data) if sparse else training.data
     training.run(training.plan(device), estimator=estimator)
-    return [launch.kernel.removesuffix("_small") for launch in device.recorded]
+    return [launch.kernel.removesuffix("_small") for launch in device.recorded if isinstance(launch, Launch)]
 
 
 def test_a_step_of_one_hidden_layer_is_six_launches() -> None:
@@ -209,9 +217,10 @@ class SmallDevice(HostDevice):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
-@pytest.mark.parametrize(("rate", "binarize"), [(1e3, "none"), (1e9, "none"), (1e9, "fixed")])
+@pytest.mark.parametrize("storage", ["dense", "csr", "csr-wide"])
+@pytest.mark.parametrize(("rate", "binarize"), [(1e3, "none"), (9e6, "none"), (9e6, "fixed")])
 def test_rows_that_the_device_has_no_room_for_are_brought_graph_by_graph(
-    dtype: Any, rate: float, binarize: str
+    storage: str, dtype: Any, rate: float, binarize: str
 ) -> None:
     """To the same bits, the number of a row in the dataset keying its noise as ever."""
     network = Network(48, 3, (10,), (10,))
@@ -219,21 +228,41 @@ def test_rows_that_the_device_has_no_room_for_are_brought_graph_by_graph(
     for each in (expected, training):
         each.data = np.tile(each.data, (200, 1)).astype(dtype)
         each.order += 90 * np.arange(7)[:, np.newaxis]
+        if storage != "dense":
+            each.data[:, ::3] = 0
+            each.data[each.order[2]] = 0  # a step without any value
+            each.data = scipy.sparse.csr_array(each.data)
+        if storage == "csr-wide":
+            each.data.indices, each.data.indptr = (a.astype(np.int64) for a in (each.data.indices, each.data.indptr))
     device = SmallDevice()
-    device.limit, device.rate = training.data.nbytes - 1, rate  # graphs of one step, and of four
+    size = training.data.nbytes if storage == "dense" else training.data.data.nbytes
+    device.limit, device.rate = size - 1, rate  # graphs of one step, and of four
     plan = training.plan(device)
     for _ in range(2):  # the second call finds what the first has left
         training.run(plan, binarize=binarize)
         expected.run(expected.plan(), binarize=binarize)
         assert training.bits() == expected.bits()
-    sparse = Training(network, rows=8)
-    sparse.data = scipy.sparse.csr_array(training.data)
-    device.limit = 1000
+    device.limit, training.data = 100, training.data[:-1]
     with pytest.raises(MemoryError, match="too small"):
-        sparse.run(plan)
+        training.run(plan)
 
 
-def test_an_interrupt_leaves_a_whole_number_of_steps() -> None:
+def test_calls_of_a_few_lengths_find_their_graphs_again() -> None:
+    """And a graph has no more steps than its share of the call."""
+    device, recorded = RecordingDevice(), list[int]()
+    device.rate = 2.9e6  # at most seven steps to a graph
+    training = Training(Network(20, 2, (9,), (8,)), rows=4, steps=30)
+    plan = training.plan(device)
+    for steps in (30, 3, 30, 3, 8):
+        device.recorded = ()
+        training.run(plan, steps=steps)
+        recorded.append(len(device.recorded) // 6)
+        assert training.done[0] == steps
+    assert recorded == [6, 3, 0, 0, 4]
+
+
+@pytest.mark.parametrize("products", paths.PATHS)
+def test_an_interrupt_leaves_a_whole_number_of_steps(products: str) -> None:
     """Wherever it falls: `done` says how many, and parameters and state are those after as many."""
 
     def expire(*_: Any) -> None:
@@ -242,16 +271,16 @@ def test_an_interrupt_leaves_a_whole_number_of_steps() -> None:
     network = Network(30, 2, (16,), (16,))
     previous = signal.signal(signal.SIGALRM, expire)
     try:
-        for attempt in range(8):
+        for attempt in range(4):
             training = Training(network, rows=8, steps=4000)
-            plan = training.plan()
-            signal.setitimer(signal.ITIMER_REAL, 0.02 + 0.013 * attempt)
+            plan = training.plan(products=products)
+            signal.setitimer(signal.ITIMER_REAL, 0.02 + 0.026 * attempt)
             with pytest.raises(TimeoutError):
                 training.run(plan)
             n_done = int(training.done[0])
             clean = Training(network, rows=8, steps=4000)
             if n_done:
-                clean.run(clean.plan(), steps=n_done)
+                clean.run(clean.plan(products=products), steps=n_done)
             assert clean.bits() == training.bits()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

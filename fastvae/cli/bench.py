@@ -109,6 +109,15 @@ def report(files: tuple[Path, ...], html_file: Path | None) -> None:
         _print(*documents)
 
 
+@bench.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def gpu(arguments: tuple[str, ...]) -> None:
+    """Time the CUDA engine beside PyTorch and JAX on a GPU, see fastvae bench gpu --help."""
+    from fastvae.bench.gpu import main
+
+    main.main(list(arguments), prog_name="fastvae bench gpu", standalone_mode=False)
+
+
 def _print(*documents: dict[str, Any]) -> None:
     from fastvae.bench.tables import as_text, sections
 

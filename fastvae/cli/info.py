@@ -17,7 +17,7 @@ __all__ = ["info"]
 def info(as_json: bool) -> None:
     """Show version, backends, threads and folders.
 
-    Of a backend that is missing it says why.
+    Of a backend that is missing it says why; of cuda, who makes the matrix products of a training step.
     """
     values = _collect()
     if as_json:
@@ -26,7 +26,8 @@ def info(as_json: bool) -> None:
     rows: list[tuple[str, Any]] = [(name, value) for name, value in values.items() if name != "backends"]
     for name, state in values["backends"].items():
         place = f" on {state['isa']}" if state["isa"] else ""
-        available = f"available{place} ({', '.join(state['precisions'])})"
+        products = f"; products: {state['products']}" if state["products"] else ""
+        available = f"available{place} ({', '.join(state['precisions'])}){products}"
         rows.append((f"backend {name}", state["reason"] or available))
     print_table(rows)
 
@@ -47,6 +48,7 @@ def _collect() -> dict[str, Any]:
             "reason": reason,
             "precisions": list(engine.PRECISIONS) if engine else [],
             "isa": backends.isa_level(engine) if engine else None,
+            "products": getattr(engine, "products", lambda: None)(),
         }
     return {
         "version": __version__,

@@ -45,9 +45,13 @@ def _run_options(function: F) -> F:
         click.option("--out", type=PATH, default=Path("runs/paper"), show_default=True, help="Folder of the results."),
         click.option("--quick", is_flag=True, help=f"Train on {QUICK_SAMPLES:,} samples only, to see that it works."),
         click.option("--jobs", type=click.IntRange(1), help="Experiments side by side  [default: one per processor]"),
-        click.option("--samples", type=click.FloatRange(1e5, 1e9), default=1e7, show_default=True, help="To train on."),
+        click.option(
+            "--samples", type=click.FloatRange(1e5, 1e9), help="Training samples  [default: 1e7, baselines 1e6]"
+        ),
         click.option("--n-train", type=int, multiple=True, help="Training rows; may be repeated; by default all."),
-        click.option("--algorithm", multiple=True, help="aevb, wake-sleep or mcem; may be repeated; by default all."),
+        click.option(
+            "--algorithm", multiple=True, help="aevb, wake-sleep, mcem or autoencoder; may be repeated; by default all."
+        ),
         click.option("--latent-dim", type=int, multiple=True, help="May be repeated; by default all of the figure."),
         click.option("--dataset", multiple=True, help="mnist or freyface; may be repeated; by default all."),
     ):
@@ -70,7 +74,7 @@ def _run(figure: str, options: dict[str, Any]) -> list[Any]:
             latent_dims=options["latent_dim"],
             algorithms=options["algorithm"],
             n_train=options["n_train"],
-            n_samples=QUICK_SAMPLES if options["quick"] else int(options["samples"]),
+            n_samples=QUICK_SAMPLES if options["quick"] else options["samples"] and int(options["samples"]),
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error

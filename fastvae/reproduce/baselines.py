@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastvae.reproduce.errors import pca_errors
-from fastvae.reproduce.paper import Experiment
+from fastvae.reproduce.paper import Experiment, interpolate
 from fastvae.reproduce.run import Machine, load_split, read_curves
 
 __all__ = ["baselines"]
@@ -36,5 +36,5 @@ def baselines(experiments: Sequence[Experiment], folder: Path, machine: Machine)
     for row in rows:
         for e in experiments:
             if e.latent_dim == row["latent_dim"]:
-                row[e.algorithm] = read_curves(folder / e.name)["test"][-1][1]
+                row[e.algorithm] = interpolate(read_curves(folder / e.name)["test"], e.n_samples)
     return rows

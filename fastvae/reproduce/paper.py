@@ -157,7 +157,7 @@ def experiments(
     Raises
     ------
     ValueError
-        The paper has no such curve in this figure.
+        There is no such experiment in this figure.
     """
     protocol = FIGURES[figure]
     found = [
@@ -179,7 +179,7 @@ def experiments(
         offered = {getattr(experiment, field) for experiment in found}
         if unknown := values - offered:
             known = ", ".join(map(str, sorted(offered)))
-            raise ValueError(f"{figure} of the paper has no {field} {sorted(unknown)[0]}; it has {known}")
+            raise ValueError(f"{figure} has no {field} {sorted(unknown)[0]}; it has {known}")
     return [e for e in found if all(not values or getattr(e, field) in values for field, values in wanted.items())]
 
 
@@ -208,6 +208,9 @@ def paper_curve(figure: str, experiment: Experiment, split: str) -> Curve:
 
 def interpolate(curve: Curve, samples: float) -> float | None:
     """Return a curve's value at a number of samples, linear in their logarithm; None outside of it."""
+    for at, value in curve:
+        if at == samples:
+            return value
     for (left, low), (right, high) in pairwise(curve):
         if left <= samples <= right:
             return low + (high - low) * (log(samples / left) / log(right / left))

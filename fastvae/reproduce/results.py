@@ -12,7 +12,7 @@ from typing import Any
 from fastvae.files import make_folder, replace_file
 from fastvae.reproduce.paper import Experiment, interpolate, paper_curve
 from fastvae.reproduce.plots import curves_figure, save
-from fastvae.reproduce.run import read_curves
+from fastvae.reproduce.run import choices, read_curves
 
 __all__ = ["scores", "write"]
 
@@ -74,18 +74,13 @@ def write(figure: str, experiments: Sequence[Experiment], out: Path) -> dict[str
     folder = out / "runs"
     values = {
         "figure": figure,
-        "step_sizes": {e.name: _tried(folder / e.name / "step_size.json") for e in experiments},
+        "choices": {e.name: choices(e, folder / e.name) for e in experiments},
         "scores": scores(figure, experiments, folder),
     }
     _write_text(out / f"{figure}.json", json.dumps(values, indent=1) + "\n")
     _write_text(out / f"{figure}.csv", _points(experiments, folder))
     save(curves_figure(figure, experiments, folder), out / figure)
     return values
-
-
-def _tried(path: Path) -> dict[str, float | None] | None:
-    """Return what the step sizes reached in the first iterations; None where the protocol fixes one."""
-    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def _points(experiments: Sequence[Experiment], folder: Path) -> str:

@@ -6,9 +6,9 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import ceil, inf, log10
+from math import ceil, log10
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastvae.callbacks import Callback, Checkpointing, say
 from fastvae.checkpoint import list_checkpoints
@@ -26,7 +26,17 @@ from fastvae.training import fitting
 if TYPE_CHECKING:
     from fastvae.training.loop import Run
 
-__all__ = ["STEP_SIZES", "Machine", "load_split", "new_model", "read_curves", "report_damaged", "run"]
+__all__ = [
+    "STEP_SIZES",
+    "Machine",
+    "choices",
+    "initial_weights",
+    "load_split",
+    "new_model",
+    "read_curves",
+    "report_damaged",
+    "run",
+]
 
 BATCH_SIZE = 100
 # Section 5: "chosen from {0.01, 0.02, 0.1} based on performance on the training set in the first few iterations".
@@ -134,9 +144,13 @@ def _open(experiment: Experiment, folder: Path, machine: Machine) -> tuple[Model
     for name in ("precision", "seed"):
         before = model.seed_ if name == "seed" else model.precision
         if before != getattr(machine, name):
-            raise CheckpointError(f"the run in {folder} has --{name} {before}; keep it or name another --out")
+            raise _other_option(folder, name, before)
     model.backend, model.n_threads = machine.backend, machine.threads
     return model, checkpoint.metadata["curve"]
+
+
+def _other_option(folder: Path, name: str, before: object) -> CheckpointError:
+    return CheckpointError(f"the run in {folder} has --{name} {before}; keep it or name another --out")
 
 
 def report_damaged(path: Path, error: CheckpointError) -> None:
@@ -155,12 +169,17 @@ def new_model(experiment: Experiment, split: Split, machine: Machine, *, step_si
         batch_size=BATCH_SIZE,
         n_epochs=_epochs(experiment, split, n_samples),
         prior=True,
-        init=INIT.get((experiment.dataset, experiment.algorithm), DEFAULT_INIT),
+        init=initial_weights(experiment),
         backend=machine.backend,
         precision=machine.precision,
         n_threads=machine.threads,
         random_state=machine.seed,
     )
+
+
+def initial_weights(experiment: Experiment) -> str | float:
+    """Return how an experiment's weights begin, as `fastvae.network.initialise` takes it."""
+    return INIT.get((experiment.dataset, experiment.algorithm), DEFAULT_INIT)
 
 
 def _steps(experiment: Experiment, samples: int) -> int:
@@ -171,17 +190,46 @@ def _epochs(experiment: Experiment, split: Split, samples: int) -> int:
     return -(-_steps(experiment, samples) // (split.train.n_rows // BATCH_SIZE))
 
 
+def choices(experiment: Experiment, folder: Path) -> dict[str, Any]:
+    """Return what was left to choose in an experiment that has run in a folder.
+
+    Returns
+    -------
+    dict
+        ``initial_weights``; ``step_size``; ``tried``, the objective by step size after the first iterations, None where
+        it diverged, or None as a whole where the protocol fixes the step size. JSON-serialisable.
+    """
+    fixed = FIXED_STEP_SIZES.get((experiment.dataset, experiment.algorithm))
+    tried = None if fixed else _read_choice(folder)["tried"]
+    step_size = fixed if tried is None else _best(tried)
+    return {"initial_weights": initial_weights(experiment), "step_size": step_size, "tried": tried}
+
+
+def _read_choice(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "step_size.json").read_text()))
+
+
+def _best(tried: dict[str, float | None]) -> float:
+    objectives = {size: value for size, value in tried.items() if value is not None}
+    if not objectives:
+        raise DivergenceError(f"training diverged in the first iterations with each step size of {', '.join(tried)}")
+    return float(max(objectives, key=objectives.__getitem__))
+
+
 def _step_size(experiment: Experiment, split: Split, folder: Path, machine: Machine) -> float:
     """Return the step size that does best on the training set in the first iterations; tried once per folder."""
     if fixed := FIXED_STEP_SIZES.get((experiment.dataset, experiment.algorithm)):
         return fixed
-    path = folder / "step_size.json"
+    path, key = folder / "step_size.json", {"seed": machine.seed, "precision": machine.precision}
     if not path.is_file():
         tried = {str(step_size): _trial(experiment, split, machine, step_size) for step_size in STEP_SIZES}
         with replace_file(path) as stream:
-            stream.write(json.dumps(tried).encode())
-    tried = json.loads(path.read_text())
-    return float(max(tried, key=lambda step_size: -inf if tried[step_size] is None else tried[step_size]))
+            stream.write((json.dumps({"tried": tried, **key}) + "\n").encode())
+    choice = _read_choice(folder)
+    for name, value in key.items():
+        if choice[name] != value:
+            raise _other_option(folder, name, choice[name])
+    return _best(choice["tried"])
 
 
 def _trial(experiment: Experiment, split: Split, machine: Machine, step_size: float) -> float | None:
@@ -209,8 +257,8 @@ class _Points(Callback):
         density = POINTS_PER_DECADE[experiment.measure]
         n_points = ceil(density * log10(experiment.n_samples / FIRST_SAMPLES))
         samples = [FIRST_SAMPLES * 10 ** (i / density) for i in range(n_points)]
-        per_step, last = BATCH_SIZE * experiment.evaluations, _steps(experiment, experiment.n_samples)
-        self.steps = sorted({*(round(n / per_step) for n in samples), last})
+        self.per_step, last = BATCH_SIZE * experiment.evaluations, _steps(experiment, experiment.n_samples)
+        self.steps = sorted({*(round(n / self.per_step) for n in samples), last})
         self.experiment, self.model, self.curve = experiment, model, curve
         self.path, self.report, self.parent = folder / "curve.csv", report, os.getppid()
         n_rows = MEASURED_ROWS[experiment.measure]
@@ -220,19 +268,33 @@ class _Points(Callback):
         """Return the next point."""
         return next((stop for stop in self.steps if stop > step), None)
 
+    def on_begin(self, run: Run) -> None:
+        """Make up for a point whose measurement was cut, and for a table that was."""
+        if run.state.step in self.steps and run.state.step * self.per_step not in [
+            samples for samples, *_ in self.curve
+        ]:
+            self._add_point(run.state.step * self.per_step)
+        self._write()
+
     def on_steps(self, run: Run) -> None:
         """Measure a point."""
         if os.getppid() != self.parent:
             raise KeyboardInterrupt
-        samples, line = run.state.step * BATCH_SIZE * self.experiment.evaluations, ""
+        samples, line = run.state.step * self.per_step, ""
         if run.state.step in self.steps:
-            values = [self._measure(rows) for rows in self.rows]
-            self.curve.append([samples, *values])
-            lines = ["samples_seen,train,test", *(",".join(map(repr, row)) for row in self.curve)]
-            with replace_file(self.path) as stream:
-                stream.write(("\n".join(lines) + "\n").encode())
-            line = "  ".join(f"{name} {value:.2f}" for name, value in zip(("train", "test"), values, strict=True))
+            line = self._add_point(samples)
+            self._write()
         self.report(samples, line)
+
+    def _add_point(self, samples: int) -> str:
+        values = [self._measure(rows) for rows in self.rows]
+        self.curve.append([samples, *values])
+        return "  ".join(f"{name} {value:.2f}" for name, value in zip(("train", "test"), values, strict=True))
+
+    def _write(self) -> None:
+        lines = ["samples_seen,train,test", *(",".join(map(repr, row)) for row in self.curve)]
+        with replace_file(self.path) as stream:
+            stream.write(("\n".join(lines) + "\n").encode())
 
     def _measure(self, rows: Dataset) -> float:
         if self.experiment.measure == "bound":

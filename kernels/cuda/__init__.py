@@ -10,12 +10,12 @@ from __future__ import annotations
 from functools import cache
 
 from fastvae.kernels import Array
-from fastvae.kernels.cuda import noise
+from fastvae.kernels.cuda import noise, paths
 from fastvae.kernels.cuda.launch import Device
 from fastvae.kernels.cuda.plan import PRECISIONS, CudaPlan
 from fastvae.network import Network
 
-__all__ = ["NAME", "PRECISIONS", "CudaPlan", "isa_level", "normal", "philox", "plan"]
+__all__ = ["NAME", "PRECISIONS", "CudaPlan", "isa_level", "normal", "philox", "plan", "products"]
 
 NAME = "cuda"
 
@@ -41,7 +41,12 @@ def _device_of_noise() -> Device:
 def plan(network: Network, *, rows: int, draws: int, precision: str, n_threads: int) -> CudaPlan:
     """Return a plan on the current CUDA device; `n_threads` is recorded and changes nothing."""
     sizes = {"rows": rows, "draws": draws, "precision": precision, "n_threads": n_threads}
-    return CudaPlan(network, device=_new_device(), name=NAME, **sizes)
+    return CudaPlan(network, device=_new_device(), name=NAME, products=paths.asked(), **sizes)
+
+
+def products() -> str:
+    """Say who makes the products of a step, and from where on; see `paths`."""
+    return paths.described()
 
 
 def philox(*, counter: Array, key: Array, out: Array) -> None:

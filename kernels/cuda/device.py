@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
@@ -15,10 +16,12 @@ from cupy.cuda import runtime
 
 from fastvae.errors import BackendError, one_line
 from fastvae.kernels import Array
-from fastvae.kernels.cuda.launch import Launch
+from fastvae.kernels.cuda.cublas import WORKSPACE_BYTES, Cublas
+from fastvae.kernels.cuda.launch import Launch, Product, Work
+from fastvae.kernels.cuda.paths import VARIABLE
 from fastvae.kernels.cuda.sources import FILES, options, source_of
 
-__all__ = ["CupyDevice", "describe"]
+__all__ = ["CupyDevice", "describe", "libcublas"]
 
 _OLDEST = (8, 0)  # cp.async, and mma of tf32 and bf16
 _WITHOUT_ASKING = 48 * 1024  # bytes of shared memory that a kernel may have by default
@@ -56,7 +59,7 @@ class _CupyBuffer:
 
 
 class _CupyGraph:
-    def __init__(self, device: CupyDevice, graph: Any, launches: Sequence[Launch]) -> None:
+    def __init__(self, device: CupyDevice, graph: Any, launches: Sequence[Work]) -> None:
         self._device, self._graph, self._launches = device, graph, launches
 
     def launch(self) -> None:
@@ -80,10 +83,11 @@ class CupyDevice:
         describe()
         self._device, self._process = cupy.cuda.Device(), os.getpid()
         self.stream, self._copies = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
-        self._recent: Sequence[Launch] = ()
+        self._recent: Sequence[Work] = ()
+        self._products: tuple[Cublas, _CupyBuffer] | None = None  # with its workspace
 
     @contextmanager
-    def used_by(self, launches: Sequence[Launch] = ()) -> Iterator[None]:
+    def used_by(self, launches: Sequence[Work] = ()) -> Iterator[None]:
         """Make the device and the stream current; say which kernels an error comes from."""
         if self._process != os.getpid():
             raise BackendError("CUDA does not work in a forked child: make the plan in the child, started by 'spawn'")
@@ -125,6 +129,8 @@ class CupyDevice:
 
     def upload_ahead(self, address: int, array: Array) -> None:
         """Copy in on a stream beside the other."""
+        if not array.nbytes:
+            return
         with self.used_by():
             kind = runtime.memcpyHostToDevice
             runtime.memcpyAsync(address, array.ctypes.data, array.nbytes, kind, self._copies.ptr)
@@ -138,19 +144,27 @@ class CupyDevice:
                 runtime.memcpyAsync(array.ctypes.data, address, array.nbytes, kind, self.stream.ptr)
             self.stream.synchronize()
 
-    def run(self, launches: Sequence[Launch], precision: str) -> None:
+    def run(self, launches: Sequence[Work], precision: str) -> None:
         """Queue launches."""
         with self.used_by(launches):
             for launch in launches:
-                function = self._function(launch, precision)
-                sizes = (launch.blocks,), (launch.threads,)
-                function(*sizes, (launch.arguments,), shared_mem=launch.shared_bytes)
+                if isinstance(launch, Product):
+                    self._cublas().multiply(launch, precision)
+                else:
+                    function = self._function(launch, precision)
+                    sizes = (launch.blocks,), (launch.threads,)
+                    function(*sizes, (launch.arguments,), shared_mem=launch.shared_bytes)
 
-    def graph(self, launches: Sequence[Launch], precision: str) -> _CupyGraph:
-        """Capture launches; their kernels are compiled and loaded before, which a capture does not allow."""
+    def graph(self, launches: Sequence[Work], precision: str) -> _CupyGraph:
+        """Capture launches.
+
+        Kernels are compiled and loaded before, which a capture does not allow: cuBLAS's by making each product once.
+        """
         with self.used_by(launches):
             for launch in launches:
-                self._function(launch, precision)
+                if not isinstance(launch, Product):
+                    self._function(launch, precision)
+            self.run(list(dict.fromkeys(launch for launch in launches if isinstance(launch, Product))), precision)
             self.stream.begin_capture()
             try:
                 self.run(launches, precision)
@@ -189,12 +203,32 @@ class CupyDevice:
         with self.used_by():
             self.stream.synchronize()
 
+    def _cublas(self) -> Cublas:
+        if self._products is None:
+            workspace = self.zeros(WORKSPACE_BYTES)
+            self._products = Cublas(libcublas(), self.stream.ptr, workspace.address), workspace
+        return self._products[0]
+
     def _function(self, launch: Launch, precision: str) -> Any:
         precision = precision if FILES[launch.file] else "fp32"
         function = _loaded(launch.file, launch.kernel, precision, self._device.id)
         if launch.shared_bytes > max(_WITHOUT_ASKING, function.max_dynamic_shared_size_bytes):
             function.max_dynamic_shared_size_bytes = launch.shared_bytes
         return function
+
+
+@cache
+def libcublas() -> Any:
+    """Return the library that CuPy finds, wherever that is, and loads."""
+    try:
+        from cupy_backends.cuda.libs import cublas as _loads_it  # noqa: F401
+
+        return ctypes.CDLL(f"libcublas.so.{runtime.runtimeGetVersion() // 1000}")
+    except (ImportError, OSError) as error:
+        raise BackendError(
+            f"backend 'cuda' finds no cuBLAS ({one_line(error)}): pip install 'cupy-cuda13x[ctk]', or set "
+            f"{VARIABLE}=own to do without"
+        ) from None
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What a plan asks of a device: memory, launches of kernels, and graphs of them. Geometry beside each kernel family.
+"""What a plan asks of a device: memory, launches of kernels, products, graphs. Geometry beside each kernel family.
 
 A kernel takes one structure by value; the structures here and beside the kernels' geometry are those of the ``.cu``
 files, field for field, with C's alignment.
@@ -13,7 +13,21 @@ import numpy as np
 
 from fastvae.kernels import Array
 
-__all__ = ["LOOP", "MATRIX", "NOWHERE", "STEP", "UPDATE", "Buffer", "Device", "Graph", "Launch", "Matrix", "struct"]
+__all__ = [
+    "LOOP",
+    "MATRIX",
+    "NOWHERE",
+    "STEP",
+    "UPDATE",
+    "Buffer",
+    "Device",
+    "Graph",
+    "Launch",
+    "Matrix",
+    "Product",
+    "Work",
+    "struct",
+]
 
 ADDRESS, INT, LONG, WORD, FLOAT = np.uint64, np.int32, np.int64, np.uint64, np.float32
 
@@ -33,7 +47,7 @@ LOOP = struct(step=LONG, limit=LONG, first=WORD, complete=INT, now=STEP)
 
 
 class Matrix(NamedTuple):
-    """Rows of `ld` floats in device memory."""
+    """Rows of `ld` elements in device memory: floats, where nothing else is said."""
 
     p: int
     ld: int
@@ -84,9 +98,41 @@ class Launch(NamedTuple):
             arguments[name] = value
         return cls(file, kernel, blocks, threads, arguments, shared_bytes)
 
+    @property
+    def key(self) -> bytes:
+        """All that decides what it does."""
+        return f"{self.kernel} {self.blocks} ".encode() + bytes(self.arguments.tobytes())
+
     def __str__(self) -> str:
         """Kernel, grid, and the sizes among its arguments: what an error message says."""
         return f"{self.kernel}({', '.join(_sizes(self.arguments))}) on {self.blocks} blocks of {self.threads} threads"
+
+
+class Product(NamedTuple):
+    """``c = op(a) op(b)`` by the device's library, c of m rows and n columns; an operand may be transposed.
+
+    Operands are bfloat16 in bf16, else float32, which in tf32 is rounded already. Sums and c are float32.
+    """
+
+    a: Matrix
+    b: Matrix
+    c: Matrix
+    m: int
+    n: int
+    k: int
+    transposed_a: bool = False
+    transposed_b: bool = False
+
+    @property
+    def key(self) -> bytes:
+        """All that decides what it does."""
+        return repr(self).encode()
+
+    def __str__(self) -> str:
+        return f"a product of {self.m} x {self.k} and {self.k} x {self.n}"
+
+
+Work = Launch | Product
 
 
 class Buffer(Protocol):
@@ -111,7 +157,7 @@ class Graph(Protocol):
 class Device(Protocol):
     """A stream of work on one device. Everything is done in the order in which it was asked for.
 
-    `rate` is a rough number of floating-point operations a second, by which graphs are kept short enough for Ctrl-C.
+    `rate` is a rough number of float32 operations a second, by which graphs are kept short enough for Ctrl-C.
     """
 
     rate: float
@@ -131,10 +177,10 @@ class Device(Protocol):
     def upload_ahead(self, address: int, array: Array) -> None:
         """Copy to where nothing queued so far reads, beside it; what is queued next waits for the copy."""
 
-    def run(self, launches: Sequence[Launch], precision: str) -> None:
+    def run(self, launches: Sequence[Work], precision: str) -> None:
         """Queue launches, kernels compiled for a precision."""
 
-    def graph(self, launches: Sequence[Launch], precision: str) -> Graph:
+    def graph(self, launches: Sequence[Work], precision: str) -> Graph:
         """Record launches."""
 
     def from_dlpack(self, value: Any) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 
 from fastvae.kernels import Array
 from fastvae.kernels.checks import CheckedPlan, check_noise
-from fastvae.kernels.cuda import dense, likelihood
+from fastvae.kernels.cuda import dense, likelihood, paths
 from fastvae.kernels.cuda.arrays import DeviceArray, takes_device_arrays
 from fastvae.kernels.cuda.dense import Gradient, Layer
 from fastvae.kernels.cuda.gather import arrays_of, dataset_at, gather
@@ -99,17 +99,26 @@ class _Exchange:
 class CudaPlan(CheckedPlan):
     """The operations on one network and one device.
 
-    Float arrays and dense data may lie on the device already; `arrays.takes_device_arrays` has the rules.
+    Float arrays and dense data may lie on the device already; `arrays.takes_device_arrays` has the rules. `products`
+    says who makes the products of `train_steps`, see `paths`.
     """
 
-    def __init__(self, network: Network, *, device: Device, name: str, **sizes: Any) -> None:
+    def __init__(self, network: Network, *, device: Device, name: str, products: str = "auto", **sizes: Any) -> None:
         super().__init__(network, name=name, dtypes=_DTYPES, **sizes)
         self._device, self._turn = device, Turn()
         self._memory = Memory(device)
         self._work = Workspace(network, self._memory, self.rows, self.draws)
-        self._exchange = _Exchange(device)
+        self._exchange, self._products = _Exchange(device), products
         self._training: Training | None = None  # made by the first `train_steps`
         self._options: dict[str, Any] = {"activation": network.activation, "precision": self.precision}
+
+    @property
+    def path(self) -> str:
+        """Who makes the products of a step on all the plan's rows: "own" kernels, or "cublas"."""
+        return self._path(self.rows)
+
+    def _path(self, rows: int) -> str:
+        return paths.chosen(self._products, self.network, rows, self.draws, self.precision)
 
     def _call(self, *arrays: Array | None) -> _Call:
         return _Call(self._device, self.precision, self._exchange, arrays)
@@ -465,4 +474,5 @@ class CudaPlan(CheckedPlan):
                 decay=decay,
                 stats=stats,
                 done=done,
+                path=self._path(order.shape[1]),
             )

@@ -17,6 +17,7 @@ FILES = {
     "likelihood": False,
     "optimizer": False,
     "phases": True,
+    "passes": True,
 }
 _FOLDER = Path(__file__).parent
 _MACROS = {"fp32": 0, "tf32": 1, "bf16": 2}  # common.cuh's

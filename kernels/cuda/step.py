@@ -10,7 +10,7 @@ from fastvae.kernels.cuda import dense, phases
 from fastvae.kernels.cuda.dense import Gradient, Layer
 from fastvae.kernels.cuda.gather import Dataset, gather
 from fastvae.kernels.cuda.latent import Latent, latent_backward, latent_forward
-from fastvae.kernels.cuda.launch import NOWHERE, Launch, Matrix
+from fastvae.kernels.cuda.launch import NOWHERE, Launch, Matrix, Work
 from fastvae.kernels.cuda.likelihood import Statistics, likelihood
 from fastvae.kernels.cuda.workspace import Workspace, backward, inputs
 from fastvae.network import Network
@@ -51,7 +51,7 @@ class Step:
     seed: int
     sampled: bool  # the KL divergence of SGVB-A
 
-    def launches(self) -> Iterator[Launch]:
+    def launches(self) -> Iterator[Work]:
         """Gather, encode, sample, decode, compare; back again; and update."""
         encoder, decoder, all_rows = self.work.encoder, self.work.decoder, self.draws * self.rows
         # how many layers the first launch does, and how many of the decoder the launch does that samples
@@ -149,25 +149,27 @@ class Step:
         """Gradient below the decoder's heads, and the statistics."""
         work, all_rows = self.work, self.draws * self.rows
         parts = phases.output_tiles(self.network, all_rows) if phases.output_layer_fits(self.network) else 1
-        statistics = Statistics(
-            log_px=self.terms,
-            kl=work.kl,
-            stats=self.tables.stats,
-            steps=self.tables.steps,
-            terms=parts * all_rows,
-            all_rows=all_rows,
-            kl_terms=all_rows if self.sampled else self.rows,
-            loop=self.tables.loop,
-        )
         below = work.decoder[-2] if len(work.decoder) > 1 else None
         return phases.output_backward(
             work.decoder[-1],
             below.dy if below else work.dz,
             all_rows,
-            statistics,
+            self._statistics(parts * all_rows),
             h=below.y if below else NOWHERE,
             activation=self.network.activation,
             precision=self.precision,
+        )
+
+    def _statistics(self, terms: int) -> Statistics:
+        return Statistics(
+            log_px=self.terms,
+            kl=self.work.kl,
+            stats=self.tables.stats,
+            steps=self.tables.steps,
+            terms=terms,
+            all_rows=self.draws * self.rows,
+            kl_terms=self.draws * self.rows if self.sampled else self.rows,
+            loop=self.tables.loop,
         )
 
     def _gradients(self) -> Iterator[Gradient]:

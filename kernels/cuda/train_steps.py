@@ -14,9 +14,11 @@ import numpy as np
 from fastvae.kernels import Array
 from fastvae.kernels.cuda import phases
 from fastvae.kernels.cuda.arrays import DeviceArray
+from fastvae.kernels.cuda.cublas_step import CublasStep, Operands
 from fastvae.kernels.cuda.gather import arrays_of, dataset_at
-from fastvae.kernels.cuda.launch import LOOP, STEP, Device, Graph, Launch, Matrix
+from fastvae.kernels.cuda.launch import LOOP, STEP, Device, Graph, Launch, Matrix, Work
 from fastvae.kernels.cuda.optimizer import steps_table
+from fastvae.kernels.cuda.paths import step_flops
 from fastvae.kernels.cuda.source import Resident, Streamed
 from fastvae.kernels.cuda.step import Step, Tables
 from fastvae.kernels.cuda.workspace import Memory, Workspace, pack
@@ -28,10 +30,13 @@ __all__ = ["Training"]
 # A graph is at most so long: Ctrl-C waits for two of them.
 _GRAPH_SECONDS = 0.02
 _MAX_GRAPH_STEPS = 256
+_GRAPHS_KEPT = 4  # calls of a few lengths follow each other: whole chunks, and the rest of an epoch
+# How much quicker products are than float32's, roughly: between two graphs the device waits for the host.
+_SPEED = {"fp32": 1, "tf32": 4, "bf16": 8}
 
 
 class Training:
-    """Device memory of the fused loop on one plan, and the graph that was recorded last."""
+    """Device memory of the fused loop on one plan, and the graphs that were recorded last."""
 
     def __init__(self, network: Network, device: Device, work: Workspace, draws: int, precision: str) -> None:
         self._network, self._device, self._work = network, device, work
@@ -43,7 +48,8 @@ class Training:
         self._terms = self._flat.floats(phases.most_terms(network, work.rows * draws))
         self._tables_memory, self._tables_size, self._tables = Memory(device), (0, 0), Tables(0, 0, 0, 0)
         self._data_memory, self._data_places, self._data_sizes = Memory(device), list[int](), tuple[int, ...]()
-        self._graph: tuple[bytes, Graph] | None = None
+        self._graphs: dict[bytes, Graph] = {}  # the last few
+        self._operands: Operands | None = None  # made by the first step whose products are cuBLAS's
 
     def _slot(self) -> list[Matrix]:
         layers = (*self._work.encoder, *self._work.decoder)
@@ -67,8 +73,12 @@ class Training:
         decay: float,
         stats: Array,
         done: Array,
+        path: str,
     ) -> None:
-        """Make the steps of `order`; arguments are those of `fastvae.kernels.Plan.train_steps`, checked."""
+        """Make the steps of `order`.
+
+        `path` is one of `paths.PATHS`; the other arguments are those of `fastvae.kernels.Plan.train_steps`, checked.
+        """
         n_steps, rows = order.shape
         sampled = estimator == "sgvb-a"
         tables = self._room(n_steps, rows)
@@ -88,25 +98,29 @@ class Training:
         self._device.upload(tables.loop, loop)
         self._device.upload(tables.steps, table)
         self._device.upload(tables.order, order)
-        step_launches = Step(
-            network=self._network,
-            work=self._work,
-            slots=self._slots,
-            terms=self._terms,
-            tables=tables,
-            precision=self._precision,
-            draws=self._draws,
-            data=source.data,
-            index=source.index,
-            rows=rows,
-            n_slots=optimizer.n_slots,
-            scale=scale,
-            binarize=binarize,
-            seed=seed,
-            sampled=sampled,
-        ).launches()
-        graph = self._recorded(list(step_launches), length)
+        fields: dict[str, Any] = {
+            "network": self._network,
+            "work": self._work,
+            "slots": self._slots,
+            "terms": self._terms,
+            "tables": tables,
+            "precision": self._precision,
+            "draws": self._draws,
+            "data": source.data,
+            "index": source.index,
+            "rows": rows,
+            "n_slots": optimizer.n_slots,
+            "scale": scale,
+            "binarize": binarize,
+            "seed": seed,
+            "sampled": sampled,
+        }
+        operands = self._operands_of(path)
+        step_made = CublasStep(**fields, operands=operands) if operands else Step(**fields)
+        graph = self._recorded(list(step_made.launches()), length)
         self._exchange(params, state, store=False)
+        if operands:
+            self._device.run(list(operands.load()), self._precision)
         try:
             source.bring(0)
             for i in range(-(-n_steps // length)):
@@ -131,20 +145,27 @@ class Training:
         self._device.download(stats[: n_done + stopped], tables.stats)
         done[0] = n_done
 
-    def _recorded(self, launches: list[Launch], length: int) -> Graph:
-        """The graph of `length` steps; the last one again when nothing in it has changed."""
-        key = b"".join(launch.kernel.encode() + launch.arguments.tobytes() for launch in launches)
+    def _operands_of(self, path: str) -> Operands | None:
+        if path == "cublas" and self._operands is None:
+            self._operands = Operands(self._network, self._flat, self._work, self._draws, self._precision)
+        return self._operands if path == "cublas" else None
+
+    def _recorded(self, launches: list[Work], length: int) -> Graph:
+        """The graph of `length` steps; one that is kept where nothing in it has changed."""
+        key = b"".join(launch.key for launch in launches)
         key += length.to_bytes(4, "little")
-        if self._graph is None or self._graph[0] != key:
-            self._graph = key, self._device.graph(launches * length, self._precision)
-        return self._graph[1]
+        graph = self._graphs.pop(key, None) or self._device.graph(launches * length, self._precision)
+        self._graphs[key] = graph
+        if len(self._graphs) > _GRAPHS_KEPT:
+            del self._graphs[next(iter(self._graphs))]
+        return graph
 
     def _graph_length(self, n_steps: int, rows: int) -> int:
-        """Steps of a graph: a power of two, so that chunks of similar length share one."""
-        layers = (*self._work.encoder, *self._work.decoder)
-        work = 6 * self._draws * rows * sum(layer.fan_in * layer.fan_out for layer in layers)
-        most = min(n_steps, _MAX_GRAPH_STEPS, max(1, int(_GRAPH_SECONDS * self._device.rate / work)))
-        return 1 << most.bit_length() - 1
+        """Steps of a graph: so many that few are left over, for those take nearly as long as others."""
+        rate = self._device.rate * _SPEED[self._precision]
+        seconds = step_flops(self._network, rows, self._draws) / rate
+        most = min(_MAX_GRAPH_STEPS, max(1, int(_GRAPH_SECONDS / seconds)))
+        return -(-n_steps // -(-n_steps // most))
 
     def _room(self, n_steps: int, rows: int) -> Tables:
         """Tables for so many steps: those of an earlier call where they are large enough, so that graphs hold."""
@@ -163,7 +184,7 @@ class Training:
     def _source(self, data: Any, order: Array, order_at: int, length: int) -> Resident | Streamed:
         """Bring the dataset to the device, to where the last one of these sizes was, so that graphs hold.
 
-        Dense rows for which the device has no room are brought in graph by graph.
+        Rows for which the device has no room are brought in graph by graph.
         """
         if isinstance(data, DeviceArray):
             return Resident(dataset_at([data.address], data), order_at)
@@ -175,8 +196,7 @@ class Training:
             try:
                 self._data_places, self._data_sizes = [self._data_memory.bytes(size) for size in sizes], sizes
             except MemoryError:
-                if len(arrays) > 1:
-                    raise
+                self._data_memory = Memory(self._device)  # what there was room for is freed too
                 return Streamed(self._device, data, order, length)
         for address, array in zip(self._data_places, arrays, strict=True):
             self._device.upload(address, array)

@@ -19,7 +19,7 @@ import numpy as np
 
 import fastvae.kernels
 from fastvae.kernels import Array
-from fastvae.kernels.cuda.launch import Launch
+from fastvae.kernels.cuda.launch import ADDRESS, INT, LONG, Product, Work, struct
 
 KERNELS = Path(fastvae.kernels.__file__).parent / "cuda"
 HERE = Path(__file__).parent
@@ -43,6 +43,12 @@ class HostLaunch(ctypes.Structure):
         ("threads", ctypes.c_int),
         ("shared_bytes", ctypes.c_int),
     )
+
+
+PRODUCT = struct(
+    a=ADDRESS, b=ADDRESS, c=ADDRESS, lda=LONG, ldb=LONG, ldc=LONG,
+    m=INT, n=INT, k=INT, transposed_a=INT, transposed_b=INT,
+)  # fmt: skip
 
 
 def compiler() -> str | None:
@@ -96,13 +102,17 @@ class HostBuffer:
 class HostGraph:
     """Launches made by one call of the library, which no signal handler interrupts."""
 
-    def __init__(self, device: HostDevice, launches: Sequence[Launch], precision: str) -> None:
+    def __init__(self, device: HostDevice, launches: Sequence[Work], precision: str) -> None:
         self._device, self._launches, self._library = device, list(launches), library(precision)
-        for launch in self._launches:
-            assert launch.shared_bytes <= SHARED_BYTES, f"{launch}: {launch.shared_bytes} bytes of shared memory"
+        self._products: list[Array] = []
         self._table = (HostLaunch * len(launches))(*map(self._host_launch, self._launches))
 
-    def _host_launch(self, launch: Launch) -> HostLaunch:
+    def _host_launch(self, launch: Work) -> HostLaunch:
+        if isinstance(launch, Product):
+            (a, lda), (b, ldb), (c, ldc) = launch[:3]
+            self._products.append(np.array((a, b, c, lda, ldb, ldc, *launch[3:]), PRODUCT))
+            return HostLaunch(None, self._products[-1].ctypes.data, 0, 0, 0, 0)
+        assert launch.shared_bytes <= SHARED_BYTES, f"{launch}: {launch.shared_bytes} bytes of shared memory"
         entry = ctypes.c_char.in_dll(self._library, f"entry_{launch.kernel}")
         arguments = launch.arguments
         sizes = (arguments.nbytes, launch.blocks, launch.threads, launch.shared_bytes)
@@ -155,11 +165,11 @@ class HostDevice:
         """Copy out."""
         ctypes.memmove(array.ctypes.data, address, array.nbytes)
 
-    def run(self, launches: Sequence[Launch], precision: str) -> None:
+    def run(self, launches: Sequence[Work], precision: str) -> None:
         """Run launches."""
         HostGraph(self, launches, precision).launch()
 
-    def graph(self, launches: Sequence[Launch], precision: str) -> HostGraph:
+    def graph(self, launches: Sequence[Work], precision: str) -> HostGraph:
         """Record launches."""
         return HostGraph(self, launches, precision)
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cuda_host.device import PRECISIONS, HostBuffer, HostDevice, HostGraph
@@ -46,6 +47,7 @@ class Runtime(ModuleType):
     CUDARuntimeError = CUDARuntimeError
     memcpyHostToDevice, memcpyDeviceToHost = 1, 2  # noqa: N815
     driver_version, devices, capability, free = 13000, 1, (9, 0), 2**30
+    cublas: Cublas
 
     def driverGetVersion(self) -> int:  # noqa: N802
         return self.driver_version
@@ -100,7 +102,7 @@ class Event:
 class Graph:
     """``cupy.cuda.Graph``."""
 
-    def __init__(self, nodes: list[HostGraph]) -> None:
+    def __init__(self, nodes: list[Any]) -> None:
         self.nodes = nodes
 
     def launch(self, stream: Stream) -> None:
@@ -118,7 +120,7 @@ class Stream:
 
     def __init__(self, *, non_blocking: bool) -> None:
         self.ptr = 1000 + len(self.by_handle) if non_blocking else 0
-        self.by_handle[self.ptr], self.capturing, self.nodes = self, False, list[HostGraph]()
+        self.by_handle[self.ptr], self.capturing, self.nodes = self, False, list[Any]()
 
     def __enter__(self) -> Stream:
         self.before, Stream.current = Stream.current, self
@@ -179,6 +181,77 @@ class RawModule:
         return RawKernel(name, self.precision)
 
 
+class Cublas:
+    """libcublas, as much of it as ``cublas.py`` calls, by columns as BLAS has it."""
+
+    def __init__(self) -> None:
+        self.cublasGetStatusString = lambda status: f"status {status}".encode()  # takes a restype, as ctypes' do
+        self.status, self.stream, self.workspace = 0, 0, 0
+
+    def cublasCreate_v2(self, handle: Any) -> int:  # noqa: N802
+        handle._obj.value = 77
+        return self.status
+
+    def cublasDestroy_v2(self, handle: Any) -> int:  # noqa: N802
+        return 0
+
+    def cublasSetStream_v2(self, handle: Any, stream: Any) -> int:  # noqa: N802
+        self.stream, self.workspace = stream.value, 0
+        return 0
+
+    def cublasSetWorkspace_v2(self, handle: Any, workspace: Any, size: Any) -> int:  # noqa: N802
+        assert size.value == 32 * 2**20
+        self.workspace = workspace.value
+        return 0
+
+    def cublasGemmEx(self, handle: Any, *arguments: Any) -> int:  # noqa: N802
+        assert handle.value == 77
+        assert self.workspace % 256 == 0 < self.workspace
+        stream = Stream.by_handle[self.stream]
+        node = CublasNode(*(getattr(getattr(a, "_obj", a), "value", getattr(a, "_obj", a)) for a in arguments))
+        if stream.capturing:
+            stream.nodes.append(node)
+        else:
+            node.launch()
+        return self.status
+
+
+class CublasNode:
+    """``c = alpha op(a) op(b) + beta c``, matrices by columns."""
+
+    def __init__(self, *arguments: Any) -> None:
+        transposed_a, transposed_b, m, n, k, self.alpha, a, type_a, lda, b, type_b, ldb, beta, c, type_c, ldc = (
+            arguments[:-2]
+        )
+        compute, algorithm = arguments[-2:]
+        assert (type_a, type_c, beta, algorithm) == (type_b, 0, 0, -1)
+        assert compute in ((68,) if type_a == 14 else (68, 77))
+        self.tf32 = compute == 77
+        # what tensor cores want: 16 bytes wherever memory is contiguous
+        itemsize, contiguous = (2 if type_a == 14 else 4), (k if transposed_a else m, n if transposed_b else k, m)
+        assert all(extent * itemsize % 16 == 0 for extent in (*contiguous, lda, ldb, ldc))
+        assert all(address % 16 == 0 for address in (a, b, c))
+        self.a = self.columns(a, type_a, *((k, m) if transposed_a else (m, k)), lda)
+        self.b = self.columns(b, type_b, *((n, k) if transposed_b else (k, n)), ldb)
+        self.c = self.columns(c, type_c, m, n, ldc)
+        self.a, self.b = self.a.T if transposed_a else self.a, self.b.T if transposed_b else self.b
+
+    @staticmethod
+    def columns(address: int, kind: int, rows: int, columns: int, ld: int) -> Any:
+        assert rows <= ld
+        size = (columns - 1) * ld + rows
+        flat = np.ctypeslib.as_array(((ctypes.c_uint16 if kind == 14 else ctypes.c_float) * size).from_address(address))
+        return np.lib.stride_tricks.as_strided(flat, (rows, columns), (flat.itemsize, ld * flat.itemsize))
+
+    def operand(self, stored: Any) -> Any:
+        if stored.dtype == np.uint16:
+            return (stored.astype(np.uint32) << 16).view(np.float32)
+        return (stored.copy().view(np.uint32) & 0xFFFFE000).view(np.float32) if self.tf32 else stored
+
+    def launch(self) -> None:
+        self.c[:] = self.alpha * (self.operand(self.a) @ self.operand(self.b))
+
+
 class Pointer:
     """``cupy.cuda.MemoryPointer``, with something in it."""
 
@@ -198,6 +271,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
     cupy, cuda, runtime = ModuleType("cupy"), ModuleType("cupy.cuda"), Runtime("cupy.cuda.runtime")
     cupy.cuda, cupy.RawModule = cuda, RawModule  # type: ignore[attr-defined]
     cupy.from_dlpack = lambda value: value.shared  # type: ignore[attr-defined]
+    cupy.asarray = np.array  # type: ignore[attr-defined]
     Stream.null = Stream.current = Stream(non_blocking=False)
     Stream.seen.clear()
 
@@ -224,8 +298,13 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
     cuda.driver.CUDADriverError = CUDADriverError  # type: ignore[attr-defined]
     cuda.compiler.CompileException = CompileException  # type: ignore[attr-defined]
     cuda.memory.OutOfMemoryError = OutOfMemoryError  # type: ignore[attr-defined]
-    for module in (cupy, cuda, runtime):
+    libs, library, load = ModuleType("cupy_backends.cuda.libs"), Cublas(), ctypes.CDLL
+    libs.cublas = ModuleType("cupy_backends.cuda.libs.cublas")  # type: ignore[attr-defined]
+    backends = ModuleType("cupy_backends"), ModuleType("cupy_backends.cuda")
+    for module in (cupy, cuda, runtime, *backends, libs):
         monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library if name == "libcublas.so.13" else load(name))
+    runtime.cublas = library
     monkeypatch.delitem(sys.modules, "fastvae.kernels.cuda.device", raising=False)
     yield runtime
     sys.modules.pop("fastvae.kernels.cuda.device", None)

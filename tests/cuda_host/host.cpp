@@ -8,6 +8,7 @@
 #include "likelihood.cu"
 #include "optimizer.cu"
 #include "phases.cu"
+#include "passes.cu"
 #include "faults.cu"
 // clang-format on
 
@@ -205,6 +206,35 @@ void wait_copies(int pending) {
 
 }  // namespace host
 
+// launch.Product: c = op(a) op(b) row by row, sums in float32 in the order of k.
+struct HostProduct {
+  const void *a, *b;
+  float* c;
+  i64 lda, ldb, ldc;
+  int m, n, k, transposed_a, transposed_b;
+};
+
+static float operand_at(const void* p, i64 i) {
+  if (FASTVAE_PRECISION == BF16) return from_bits(static_cast<u32>(static_cast<const unsigned short*>(p)[i]) << 16);
+  const float v = static_cast<const float*>(p)[i];
+  return FASTVAE_PRECISION == TF32 ? from_bits(bits(v) & 0xffffe000u) : v;  // the tensor cores look at no other bits
+}
+
+static void multiply(const HostProduct& p) {
+  std::vector<float> sum(p.n), b(static_cast<size_t>(p.k) * p.n);
+  for (int l = 0; l < p.k; ++l)
+    for (int j = 0; j < p.n; ++j) b[l * p.n + j] = operand_at(p.b, p.transposed_b ? j * p.ldb + l : l * p.ldb + j);
+  for (int i = 0; i < p.m; ++i) {
+    std::fill(sum.begin(), sum.end(), 0.0f);
+    for (int l = 0; l < p.k; ++l) {
+      const float a = operand_at(p.a, p.transposed_a ? l * p.lda + i : i * p.lda + l);
+      for (int j = 0; j < p.n; ++j) sum[j] += a * b[l * p.n + j];
+    }
+    std::copy(sum.begin(), sum.end(), p.c + i * p.ldc);
+  }
+}
+
+// A kernel's; or, without an entry, a product's, whose HostProduct the arguments are.
 struct HostLaunch {
   const host::Entry* entry;
   const void* arguments;
@@ -226,6 +256,10 @@ extern "C" __attribute__((visibility("default"))) int run_launches(const HostLau
   int done = 0;
   for (; done < count && m.error.empty(); ++done) {
     const HostLaunch& launch = launches[done];
+    if (!launch.entry) {
+      multiply(*static_cast<const HostProduct*>(launch.arguments));
+      continue;
+    }
     if (launch.arguments_size != launch.entry->arguments_size || launch.threads != launch.entry->threads) {
       m.error = "arguments of " + std::to_string(launch.arguments_size) + " bytes and " +
                 std::to_string(launch.threads) + " threads, not " + std::to_string(launch.entry->arguments_size) +
