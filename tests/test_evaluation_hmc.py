@@ -32,7 +32,7 @@ def tempered_posterior(model: LinearGaussian, x: Array, beta: float) -> tuple[Ar
 def test_the_tempered_posterior_is_left_invariant(make_plan: Callable[..., Plan], beta: float) -> None:
     model = linear_gaussian()
     draws, step_size = 10, {1.0: 0.4, 0.3: 0.7, 0.0: 1.7}[beta]
-    plan, x = make_plan(model.network, rows=M, draws=draws), model.rows(M)
+    plan, x = make_plan(model.network, rows=M, draws=draws, n_threads=1), model.rows(M)
     mean, covariance = tempered_posterior(model, x, beta)
     exact = np.random.default_rng(1).normal(size=(draws, M, 2)) @ np.linalg.cholesky(covariance).T
     chain = start(model, plan, x, (mean + exact).astype(np.float32).reshape(-1, 2))
@@ -53,7 +53,7 @@ def test_the_tempered_posterior_is_left_invariant(make_plan: Callable[..., Plan]
 
 def test_chains_from_afar_find_the_posterior_at_the_tuned_step_size(make_plan: Callable[..., Plan]) -> None:
     model = linear_gaussian()
-    plan, x = make_plan(model.network, rows=M), model.rows(M)
+    plan, x = make_plan(model.network, rows=M, n_threads=1), model.rows(M)
     chain = start(model, plan, x, np.full((M, 2), 3, np.float32))
     hmc, step_size = HMC(plan, n_leapfrog=4, seed=2), 1.0
 
@@ -70,7 +70,7 @@ def test_chains_from_afar_find_the_posterior_at_the_tuned_step_size(make_plan: C
 
 def test_step_sizes_of_single_rows_are_tuned_apart(make_plan: Callable[..., Plan]) -> None:
     model = linear_gaussian()
-    plan, x = make_plan(model.network, rows=M), model.rows(M)
+    plan, x = make_plan(model.network, rows=M, n_threads=1), model.rows(M)
     chain = start(model, plan, x, model.posterior_mean(x).astype(np.float32))
     hmc, step_size = HMC(plan, n_leapfrog=4, seed=2), np.geomspace(0.01, 3, M)
 
@@ -84,7 +84,7 @@ def test_step_sizes_of_single_rows_are_tuned_apart(make_plan: Callable[..., Plan
 
 def test_what_is_left_is_the_joint_density_at_z(make_plan: Callable[..., Plan]) -> None:
     model = linear_gaussian()
-    plan, x = make_plan(model.network, rows=M), model.rows(M)
+    plan, x = make_plan(model.network, rows=M, n_threads=1), model.rows(M)
     chain = start(model, plan, x, np.zeros((M, 2), np.float32))
     before = chain["z"].copy()
     hmc = HMC(plan, n_leapfrog=2, seed=2)
@@ -100,7 +100,7 @@ def test_what_is_left_is_the_joint_density_at_z(make_plan: Callable[..., Plan]) 
 
 def test_proposals_that_are_not_finite_are_refused(make_plan: Callable[..., Plan]) -> None:
     model = linear_gaussian()
-    plan, x = make_plan(model.network, rows=M), model.rows(M)
+    plan, x = make_plan(model.network, rows=M, n_threads=1), model.rows(M)
     chain = start(model, plan, x, model.posterior_mean(x).astype(np.float32))
     before = chain["z"].copy()
     step_size = np.where(np.arange(M) % 2, 0.1, 1e30)
@@ -120,7 +120,7 @@ def test_keyed_noise_goes_with_the_datapoint(make_plan: Callable[..., Plan]) -> 
     x, keys = model.rows(40), np.arange(40, dtype=np.uint64) << 32
 
     def chain_of(index: Array, draws: int) -> Array:
-        plan = make_plan(model.network, rows=40, draws=3)
+        plan = make_plan(model.network, rows=40, draws=3, n_threads=1)
         chain = start(model, plan, x[index], np.zeros((draws * len(index), 2), np.float32))
         hmc = HMC(plan, n_leapfrog=3, seed=2**40)
         for step in range(5):
@@ -142,4 +142,4 @@ def test_the_prior_is_a_standard_normal() -> None:
 
 def test_there_is_a_leapfrog_step(make_plan: Callable[..., Plan]) -> None:
     with pytest.raises(ValueError, match="n_leapfrog must be an integer from 1"):
-        HMC(make_plan(linear_gaussian().network, rows=2), n_leapfrog=0, seed=0)
+        HMC(make_plan(linear_gaussian().network, rows=2, n_threads=1), n_leapfrog=0, seed=0)

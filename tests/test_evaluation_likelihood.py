@@ -19,6 +19,7 @@ from fastvae.data import as_dataset, load
 from fastvae.evaluation import ESTIMATORS, LogLikelihood, compare, evaluate_bound, evaluate_importance, sandwich
 from fastvae.evaluation.ais import inverse_temperatures
 from fastvae.evaluation.elbo import POOL_DRAWS
+from fastvae.evaluation.hmc import HMC
 from fastvae.evaluation.importance import BLOCK_DRAWS
 from fastvae.evaluation.simulation import simulate
 from fastvae.kernels import Array, Plan
@@ -254,6 +255,65 @@ def test_a_chain_that_never_moved_has_no_estimate(plan_of: Callable[..., Plan]) 
 
     assert np.isnan(comp.log_likelihood).all()
     assert (comp.acceptance == 0).all()
+
+
+def result_of(standard_error: list[float], *, shared: float = 0.0) -> LogLikelihood:
+    errors = np.array(standard_error)
+    return LogLikelihood(
+        log_likelihood=np.arange(len(errors), dtype=float),
+        standard_error=errors,
+        effective_sample_size=np.where(np.isnan(errors), 1.0, 20.0),
+        shared=shared,
+        estimator="marginal-likelihood",
+        n_draws=50,
+        seed=0,
+        treatment="as they are",
+        rows_key=0,
+    )
+
+
+def test_the_mean_has_an_error_where_that_of_some_rows_is_unknown() -> None:
+    known = [0.3, 0.1, 0.2]
+    ref = np.sqrt(np.mean(np.square(known)) / 5 + 0.1 * 0.2**2)
+
+    comp = result_of([np.nan, *known, np.nan], shared=0.1)
+
+    assert comp.monte_carlo_error == pytest.approx(ref)
+    assert comp.summary()["monte_carlo_error"] == comp.monte_carlo_error
+    assert comp.summary()["rows_of_unknown_error"] == 2
+    assert comp.summary()["log_likelihood"] == 2
+    whole = result_of(known)
+    assert whole.monte_carlo_error == pytest.approx(np.sqrt(np.sum(np.square(known))) / 3)
+    assert whole.summary()["rows_of_unknown_error"] == 0
+    none = result_of([np.nan] * 3)
+    assert np.isnan(none.monte_carlo_error)
+    assert none.summary()["monte_carlo_error"] is None
+    assert none.summary()["rows_of_unknown_error"] == 3
+
+
+def test_a_chain_that_stopped_halfway_has_no_known_error(
+    plan_of: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, n_burn_in, n_draws = linear_gaussian(), 40, 20
+    transition, n_done = HMC.transition, 0
+
+    def stop_first(self: HMC, *, step_size: Array, **others: Any) -> Array:
+        nonlocal n_done
+        n_done += 1
+        stopped = (np.arange(4) == 0) & (n_done > n_burn_in + n_draws)
+        return transition(self, step_size=np.where(stopped, np.inf, step_size), **others)
+
+    monkeypatch.setattr(HMC, "transition", stop_first)
+    plan, dataset = plan_of(model.network, rows=4), as_dataset(model.rows(4))
+    comp = ESTIMATORS["marginal-likelihood"](
+        plan, model.params, dataset, n_draws=n_draws, n_burn_in=n_burn_in, density="gaussian", seed=0
+    )
+
+    np.testing.assert_array_equal(np.isnan(comp.standard_error), [True, False, False, False])
+    assert comp.effective_sample_size[0] == 1
+    assert np.isfinite(comp.log_likelihood).all()
+    assert comp.summary()["rows_of_unknown_error"] == 1
+    assert 0 < comp.monte_carlo_error < 1
 
 
 def test_rows_of_the_model_do_not_depend_on_the_plan(plan_of: Callable[..., Plan], draw_params: Any) -> None:

@@ -60,7 +60,19 @@ def test_a_chain_is_worth_fewer_draws(correlation: float) -> None:
 
     assert comp.mean() == pytest.approx(1000 * (1 - correlation) / (1 + correlation), rel=0.2)
     assert ((comp >= 1) & (comp <= 1000)).all()
-    np.testing.assert_array_equal(effective_count(np.ones((2, 50))), 50)
+
+
+def test_a_chain_that_stands_still_is_one_draw() -> None:
+    still = np.array([[1.0], [0.1]]) * np.ones((2, 50))  # the mean of fifty 0.1 is not 0.1
+    moving = np.random.default_rng(0).normal(size=(1, 50))
+
+    comp = effective_count(np.concatenate([still, moving]))
+
+    np.testing.assert_array_equal(comp[:2], 1)
+    assert comp[2] > 10
+    error = summed(np.concatenate([np.log(still), moving]), []).standard_error(comp)
+    np.testing.assert_array_equal(np.isnan(error), [True, True, False])
+    assert 0 < error[2] < 1
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -73,9 +74,9 @@ class LogLikelihood(Result):
     log_likelihood : ndarray of shape (N,), float64
     standard_error : ndarray of shape (N,), float64
         Of each estimate, by the delta method: the spread of the draws' weights as a share of their mean, over the root
-        of their number. NaN for a single draw.
+        of their number. NaN where it is unknown: for a single draw, and for a chain that stood still, which is one.
     effective_sample_size : ndarray of shape (N,), float64
-        Number of independent draws that a row's weighted or correlated ones are worth.
+        Number of independent draws that a row's weighted or correlated ones are worth; NaN where it is unknown.
     acceptance : ndarray of shape (N,), float64, or None
         Share of accepted transitions, of estimators by Hamiltonian Monte Carlo.
     shared : float
@@ -100,18 +101,29 @@ class LogLikelihood(Result):
     def monte_carlo_error(self) -> float:
         """Standard error of the mean over these very rows: what other draws would change.
 
-        Of shared draws the errors are taken to be equal, which is the most that they can add.
+        Rows of unknown error are taken to have that of the others, root mean square, so it is too small where they are
+        many: `summary` has their number. NaN where no row's error is known. Of shared draws the errors are taken to be
+        equal, which is the most that they can add.
         """
-        apart = (self.standard_error**2).sum() / self.n_rows**2
-        return float(np.sqrt(apart + self.shared * self.standard_error.mean() ** 2))
+        known = self.standard_error[~np.isnan(self.standard_error)]
+        if len(known) == 0:
+            return math.nan
+        return float(np.sqrt((known**2).mean() / self.n_rows + self.shared * known.mean() ** 2))
 
     def summary(self) -> dict[str, Any]:
-        """Return the means, both standard errors, and how they were measured, as JSON-serialisable values."""
+        """Return the means, both standard errors, and how they were measured, as JSON-serialisable values.
+
+        The effective sample size is that of the rows where it is known. It and `monte_carlo_error` are None where they
+        are known of no row.
+        """
+        effective = self.effective_sample_size[~np.isnan(self.effective_sample_size)]
+        unknown = int(np.isnan(self.standard_error).sum())
         measured: dict[str, Any] = {
             "log_likelihood": self.log_likelihood.mean().item(),
             "log_likelihood_standard_error": mean_error(self.log_likelihood),
-            "monte_carlo_error": None if self.n_draws == 1 else self.monte_carlo_error,
-            "effective_sample_size": self.effective_sample_size.mean().item(),
+            "monte_carlo_error": None if unknown == self.n_rows else self.monte_carlo_error,
+            "rows_of_unknown_error": unknown,
+            "effective_sample_size": effective.mean().item() if len(effective) else None,
         }
         if self.acceptance is not None:
             measured["acceptance"] = self.acceptance.mean().item()

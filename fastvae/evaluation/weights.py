@@ -62,7 +62,7 @@ class WeightSums:
             return np.asarray(self._sums[0] ** 2 / self._sums[1])
 
     def standard_error(self, independent: Array | None = None) -> Array:
-        """Return the standard error of `log_mean`, shape (N,); NaN of a single weight.
+        """Return the standard error of `log_mean`, shape (N,); NaN of a single weight, whose spread is unknown.
 
         Parameters
         ----------
@@ -72,7 +72,7 @@ class WeightSums:
         n = self._counts if independent is None else independent
         with np.errstate(invalid="ignore", divide="ignore"):
             relative_variance = np.maximum(self._counts / self.effective_sample_size - 1, 0)
-            return np.asarray(np.where(self._counts > 1, np.sqrt(relative_variance / np.maximum(n - 1, 0)), np.nan))
+            return np.asarray(np.where(np.asarray(n) > 1, np.sqrt(relative_variance / np.maximum(n - 1, 0)), np.nan))
 
 
 def effective_count(chains: Array) -> Array:
@@ -88,15 +88,16 @@ def effective_count(chains: Array) -> Array:
     Returns
     -------
     ndarray of shape (N,), float64
-        At least 1 and at most n.
+        At least 1 and at most n; 1 of a chain that stands still, which says nothing of the spread.
     """
     n = chains.shape[1]
     centred = chains - chains.mean(axis=1, keepdims=True)
     variance = (centred * centred).mean(axis=1)
-    total, positive = np.full(len(chains), -1.0), variance > 0
+    moves = chains.max(axis=1) > chains.min(axis=1)  # of equal values the variance can be a rounding error
+    total, positive = np.full(len(chains), -1.0), moves.copy()
     for lag in range(0, n - 1, 2):
         products = [(centred[:, : n - k] * centred[:, k:]).sum(axis=1) / n for k in (lag, lag + 1)]
-        pair = (products[0] + products[1]) / np.where(variance > 0, variance, 1)
+        pair = (products[0] + products[1]) / np.where(moves, variance, 1)
         positive &= pair > 0
         total += np.where(positive, 2 * pair, 0)
-    return np.asarray(np.clip(n / np.maximum(total, 1), 1, n))
+    return np.asarray(np.where(moves, np.clip(n / np.maximum(total, 1), 1, n), 1))
