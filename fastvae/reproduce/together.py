@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -86,7 +87,8 @@ def _child(experiment: Experiment, folder: Path, machine: Machine, messages: Any
     try:
         run(experiment, folder, machine, lambda samples, line: messages.put((experiment.name, samples, line, "")))
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        # The state is saved. A put may have been cut so that the queue's thread, which an exit waits for, sleeps on.
+        os._exit(130)
     except Exception as error:
         messages.put((experiment.name, None, "", one_line(error)))
         raise SystemExit(1) from None
