@@ -125,6 +125,22 @@ def test_the_sandwich_holds_the_log_likelihood(engine: Engine, make_plan: Callab
     assert {"lower", "upper", "gap", "acceptance_lower", "effective_sample_size_lower"} <= narrow.summary().keys()
 
 
+def test_weights_of_both_passes_are_unbiased(make_plan: Callable[..., Plan]) -> None:
+    # Few temperatures, so that the order of weight and transition counts; a wide posterior, so that no weight is large.
+    model, n_rows = linear_gaussian(latent_dim=1, scale=0.25), 2000
+    plan = make_plan(model.network, rows=500, draws=2, n_threads=1)
+    ref = exact_log_px(model, plan, n_rows, seed=1)
+
+    comp = sandwich(plan, model.params, n_rows=n_rows, n_draws=2, n_temperatures=4, n_leapfrog=3, seed=1)
+
+    # of each row's mean weight over p(x), and of the reverse chains' times p(x)
+    for side, relative in (("forward", np.exp(comp.lower.values - ref)), ("reverse", np.exp(ref - comp.upper.values))):
+        error = relative.std(ddof=1) / n_rows**0.5
+        print(f"\n{side} pass: mean relative weight {relative.mean():.4f} +- {error:.4f}, largest {relative.max():.1f}")
+        assert abs(relative.mean() - 1) < 4 * error  # of skewed weights
+        assert error < 0.02
+
+
 def test_the_upper_bound_claims_only_the_error_that_is_known(make_plan: Callable[..., Plan]) -> None:
     model, n_rows = linear_gaussian(), 30
     plan = make_plan(model.network, rows=N, draws=10, n_threads=1)
