@@ -41,15 +41,20 @@ class LinearGaussian:
         return x.astype(np.float32)
 
 
-def linear_gaussian(*, data_dim: int = 6, latent_dim: int = 2, posterior_error: float = 0.0) -> LinearGaussian:
-    """Return a model whose encoder is the exact posterior, its mean and log variance off by `posterior_error`."""
+def linear_gaussian(
+    *, data_dim: int = 6, latent_dim: int = 2, posterior_error: float = 0.0, scale: float = 1.0
+) -> LinearGaussian:
+    """Return a model whose encoder is the exact posterior, its mean and log variance off by `posterior_error`.
+
+    The smaller the weights' `scale`, the closer the posterior is to the prior.
+    """
     network = Network(
         data_dim, latent_dim, encoder_hidden=(), decoder_hidden=(), likelihood="gaussian", mean="identity"
     )
     draw = np.random.default_rng(5)
     directions = np.linalg.qr(draw.normal(size=(data_dim, latent_dim)))[0].T
     # as float32 has them, so that the closed form is that of the very parameters
-    weight = (np.linspace(2.0, 0.7, latent_dim)[:, None] * directions).astype(np.float32).astype(float)
+    weight = (scale * np.linspace(2.0, 0.7, latent_dim)[:, None] * directions).astype(np.float32).astype(float)
     bias = draw.normal(size=data_dim).astype(np.float32).astype(float)
     covariance = np.linalg.inv(np.eye(latent_dim) + weight @ weight.T / VARIANCE)
 

@@ -125,6 +125,9 @@ class Sandwich:
     Attributes
     ----------
     lower, upper : LogLikelihood
+        All reverse chains of a row start from the one draw of its posterior that is exact, so their spread does not
+        have the error of that draw: standard errors and effective sample sizes of `upper` are NaN. Over rows, which
+        are independent, the error of `gap` is known; it has those of both sides.
     """
 
     lower: LogLikelihood
@@ -136,13 +139,16 @@ class Sandwich:
         return float((self.upper.values - self.lower.values).mean())
 
     def summary(self) -> dict[str, Any]:
-        """Return the means, their distance, and how they were measured, as JSON-serialisable values."""
+        """Return the means, their distance, and how they were measured, as JSON-serialisable values.
+
+        ``gap_standard_error``, over rows, is also the most that other draws would change in either mean.
+        """
         bounds = {"lower": self.lower, "upper": self.upper}
         values: dict[str, Any] = {side: bound.values.mean().item() for side, bound in bounds.items()}
         values |= {"gap": self.gap, "gap_standard_error": mean_error(self.upper.values - self.lower.values)}
-        for name in ("monte_carlo_error", "effective_sample_size", "acceptance"):
-            values |= {f"{name}_{side}": bound.summary()[name] for side, bound in bounds.items()}
+        values |= {f"acceptance_{side}": bound.summary()["acceptance"] for side, bound in bounds.items()}
         shared = self.lower.summary()
+        values |= {f"{name}_lower": shared[name] for name in ("monte_carlo_error", "effective_sample_size")}
         return (
             values
             | {name: shared[name] for name in ("n_rows", "n_draws", "evaluation_seed", "treatment")}
@@ -181,22 +187,26 @@ def sandwich(
     n_rows = integer("n_rows", n_rows, low=1)
     x, z = simulate(plan, params, n_rows=n_rows, seed=seed)
     dataset = as_dataset(x, scale=1.0, name="simulated rows")
-    bounds, acceptances = (WeightSums(n_rows), WeightSums(n_rows)), np.empty((2, n_rows))
+    lower, upper, acceptances = WeightSums(n_rows), WeightSums(n_rows), np.empty((2, n_rows))
     hashes = np.empty(n_rows, np.int64)
     options = {"n_temperatures": n_temperatures, "n_leapfrog": n_leapfrog}
     batches = _annealed_batches(plan, params, dataset, n_draws=n_draws, seed=seed, binarize="none", **options)
     for rows, annealing in batches:
         hashes[rows] = annealing.hashes
         passes = annealing.forward(), annealing.reverse(z[rows])
-        for sums, acceptance, (log_weights, accepted) in zip(bounds, acceptances, passes, strict=True):
+        for sums, acceptance, (log_weights, accepted) in zip((lower, upper), acceptances, passes, strict=True):
             sums.add(rows, log_weights)
             acceptance[rows] = accepted
     sides = []
-    for sign, name, sums, acceptance in zip((1, -1), ("ais", "reverse ais"), bounds, acceptances, strict=True):
+    unknown = np.full(n_rows, np.nan)
+    for name, log_likelihood, standard_error, effective_sample_size, acceptance in (
+        ("ais", lower.log_mean, lower.standard_error(), lower.effective_sample_size, acceptances[0]),
+        ("reverse ais", -upper.log_mean, unknown, unknown, acceptances[1]),
+    ):
         side = LogLikelihood(
-            log_likelihood=sign * sums.log_mean,
-            standard_error=sums.standard_error(),
-            effective_sample_size=sums.effective_sample_size,
+            log_likelihood=log_likelihood,
+            standard_error=standard_error,
+            effective_sample_size=effective_sample_size,
             acceptance=acceptance,
             options=options,
             estimator=name,
