@@ -195,3 +195,24 @@ def test_command_refuses_what_the_paper_has_not() -> None:
     ended = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)
     assert ended.returncode == 2
     assert "fig3 has no --latent-dim 7; it has 3" in ended.stderr
+
+
+def test_draw_only_draws_what_is_there(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    (experiment,) = experiments("fig2", datasets=["mnist"], algorithms=["wake-sleep"], latent_dims=[5])
+    folder = tmp_path / "runs" / experiment.name
+    folder.mkdir(parents=True)
+    (folder / "curve.csv").write_text("samples_seen,train,test\n1000000,-140.0,-141.0\n")
+    tried = {"0.01": -2.0, "0.02": -1.0, "0.1": None}
+    (folder / "step_size.json").write_text(json.dumps({"tried": tried, "seed": 0, "precision": "fp32"}))
+    program = "from fastvae.cli import main; main()"
+    command = [sys.executable, "-c", program, "reproduce", "fig2", "--draw-only", "--json", "--out", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=True)
+    assert [(row["latent_dim"], row["ours"]) for row in json.loads(ended.stdout)["scores"]] == [
+        (5, -140.0),
+        (5, -141.0),
+    ]
+    assert (tmp_path / "fig2.png").is_file()
+    ended = subprocess.run([*command, "--dataset", "freyface"], capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert "has no point of fig2 yet" in ended.stderr

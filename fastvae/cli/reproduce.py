@@ -43,6 +43,7 @@ def _run_options(function: F) -> F:
     for option in (
         _machine_options,
         click.option("--out", type=PATH, default=Path("runs/paper"), show_default=True, help="Folder of the results."),
+        click.option("--draw-only", is_flag=True, help="Train nothing; draw and score what --out has so far."),
         click.option("--quick", is_flag=True, help=f"Train on {QUICK_SAMPLES:,} samples only, to see that it works."),
         click.option("--jobs", type=click.IntRange(1), help="Experiments side by side  [default: one per processor]"),
         click.option(
@@ -78,6 +79,13 @@ def _run(figure: str, options: dict[str, Any]) -> list[Any]:
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    if options["draw_only"]:
+        from fastvae.reproduce.run import read_curves
+
+        begun = [e for e in chosen if read_curves(options["out"] / "runs" / e.name)["test"]]
+        if not begun:
+            raise click.UsageError(f"{options['out']} has no point of {figure} yet; leave --draw-only out")
+        return begun
     machine = _machine(options, share=min(jobs, len(chosen)))
     run_all(chosen, options["out"] / "runs", machine, jobs=jobs, say=note)
     return chosen
