@@ -185,7 +185,7 @@ def baselines(**options: Any) -> None:
         print_json({"baselines": rows})
         return
     for row in rows:
-        errors = "  ".join(f"{name} {row[name]:.5f}" for name in ("pca", "autoencoder", "aevb") if name in row)
+        errors = "  ".join(f"{name} {row[name]:.5f}" for name in ("pca", "autoencoder", "aevb") if row.get(name))
         print(f"{row['dataset']:<9} J = {row['latent_dim']:<3} mean squared error per pixel: {errors}")
 
 

@@ -30,7 +30,7 @@ def baselines(experiments: Sequence[Experiment], folder: Path, machine: Machine)
     """
     split = load_split(experiments[0], machine)
     latent_dims = sorted({e.latent_dim for e in experiments})
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"latent_dim": J, "pca": error} for J, error in zip(latent_dims, pca_errors(split, latent_dims), strict=True)
     ]
     for row in rows:
