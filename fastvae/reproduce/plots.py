@@ -75,7 +75,9 @@ def curves_figure(figure: str, experiments: Sequence[Experiment], folder: Path) 
     for ax in axes[-1]:
         ax.set_xlabel("training samples", fontsize=9)
     handles = _legend(experiments)
-    picture.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 2 * columns), fontsize=8, frameon=False)
+    picture.legend(
+        handles=handles, loc="outside lower center", ncols=min(len(handles), 2 * columns), fontsize=8, frameon=False
+    )
     return picture
 
 
