@@ -18,6 +18,7 @@ from fastvae import VAE
 from fastvae.data import as_dataset, load
 from fastvae.evaluation import ESTIMATORS, LogLikelihood, compare, evaluate_bound, evaluate_importance, sandwich
 from fastvae.evaluation.ais import inverse_temperatures
+from fastvae.evaluation.density import DENSITIES
 from fastvae.evaluation.elbo import POOL_DRAWS
 from fastvae.evaluation.hmc import HMC
 from fastvae.evaluation.importance import BLOCK_DRAWS
@@ -216,7 +217,12 @@ def test_temperatures_run_from_prior_to_posterior() -> None:
     [
         ("importance", {"n_draws": 0}, "n_draws must be an integer from 1"),
         ("marginal-likelihood", {"n_draws": 1}, "n_draws must be an integer from 2"),
-        ("marginal-likelihood", {"n_draws": 3, "density": "gaussian"}, "cannot be fitted to 3 samples of 3 dimensions"),
+        ("marginal-likelihood", {"n_draws": 7, "density": "gaussian"}, "7 samples of 3 dimensions.* to at least 8"),
+        (
+            "marginal-likelihood",
+            {"n_draws": 9, "density": "kde"},
+            "9 samples of 3 dimensions; raise n_draws.* least 10",
+        ),
         ("marginal-likelihood", {"density": "spline"}, "density must be one of kde, gaussian, diagonal"),
         ("marginal-likelihood", {"start": "here"}, "start must be one of encoder, prior"),
         ("marginal-likelihood", {"n_burn_in": 0}, "n_burn_in must be an integer from 1"),
@@ -241,7 +247,7 @@ def test_many_latents_call_for_another_estimator(plan_of: Callable[..., Plan]) -
     model = linear_gaussian(latent_dim=6)
     plan, dataset = plan_of(model.network, rows=4), as_dataset(model.rows(4))
     with pytest.warns(UserWarning, match="unreliable for 6 latent dimensions"):
-        ESTIMATORS["marginal-likelihood"](plan, model.params, dataset, seed=0, **QUICK["marginal-likelihood"])
+        ESTIMATORS["marginal-likelihood"](plan, model.params, dataset, seed=0, n_draws=20, n_burn_in=8)
 
 
 def test_a_chain_that_never_moved_has_no_estimate(plan_of: Callable[..., Plan]) -> None:
@@ -251,9 +257,11 @@ def test_a_chain_that_never_moved_has_no_estimate(plan_of: Callable[..., Plan]) 
     plan, dataset = plan_of(model.network, rows=4), as_dataset(model.rows(4))
 
     options = QUICK["marginal-likelihood"] | {"n_burn_in": 2}
-    comp = ESTIMATORS["marginal-likelihood"](plan, model.params, dataset, seed=0, **options)
+    with pytest.warns(UserWarning, match="4 of 4 rows have no usable estimate of log p.x. and are NaN"):
+        comp = ESTIMATORS["marginal-likelihood"](plan, model.params, dataset, seed=0, **options)
 
     assert np.isnan(comp.log_likelihood).all()
+    assert comp.summary()["rows_of_unknown_error"] == 4
     assert (comp.acceptance == 0).all()
 
 
@@ -314,6 +322,50 @@ def test_a_chain_that_stopped_halfway_has_no_known_error(
     assert np.isfinite(comp.log_likelihood).all()
     assert comp.summary()["rows_of_unknown_error"] == 1
     assert 0 < comp.monte_carlo_error < 1
+
+
+def test_a_chain_that_missed_the_density_has_no_estimate(
+    plan_of: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, n_burn_in, n_draws = linear_gaussian(), 40, 20
+    transition, n_done = HMC.transition, 0
+
+    def hold_first(self: HMC, *, step_size: Array, **others: Any) -> Array:
+        nonlocal n_done
+        n_done += 1
+        held = (np.arange(4) == 0) & (n_burn_in < n_done <= n_burn_in + n_draws)
+        return transition(self, step_size=np.where(held, 1e-3 * step_size, step_size), **others)
+
+    plan, dataset = plan_of(model.network, rows=4), as_dataset(model.rows(4))
+    for density in DENSITIES:
+        options = {"n_draws": n_draws, "n_burn_in": n_burn_in, "density": density}
+        ref = ESTIMATORS["marginal-likelihood"](plan, model.params, dataset, seed=0, **options)
+        n_done = 0
+        with monkeypatch.context() as patch, pytest.warns(UserWarning, match="1 of 4 rows have no usable estimate"):
+            patch.setattr(HMC, "transition", hold_first)
+            comp = ESTIMATORS["marginal-likelihood"](plan, model.params, dataset, seed=0, **options)
+
+        for values in (comp.log_likelihood, comp.standard_error, comp.effective_sample_size):
+            np.testing.assert_array_equal(np.isnan(values), [True, False, False, False])
+        np.testing.assert_array_equal(comp.log_likelihood[1:], ref.log_likelihood[1:])
+        assert np.isfinite(ref.log_likelihood).all()
+        assert 0 < comp.monte_carlo_error < 1
+
+
+@pytest.mark.parametrize(("density", "n_draws"), [("kde", 7), ("gaussian", 6), ("diagonal", 6)])
+@pytest.mark.filterwarnings("ignore:.* rows have no usable estimate")
+def test_the_fewest_draws_give_no_absurd_estimates(plan_of: Callable[..., Plan], density: str, n_draws: int) -> None:
+    model = linear_gaussian()
+    plan, x = plan_of(model.network, rows=300), model.rows(300)
+
+    comp = ESTIMATORS["marginal-likelihood"](
+        plan, model.params, as_dataset(x), n_draws=n_draws, n_burn_in=20, density=density, seed=0
+    )
+
+    error = comp.values - model.log_px(x)
+    assert np.isfinite(error).mean() > 0.8
+    assert np.nanmax(np.abs(error)) < 12
+    assert np.nanmedian(error) == pytest.approx(0, abs=0.5)
 
 
 def test_rows_of_the_model_do_not_depend_on_the_plan(plan_of: Callable[..., Plan], draw_params: Any) -> None:

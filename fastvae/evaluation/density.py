@@ -27,16 +27,23 @@ BANDWIDTH_FACTORS = np.exp((np.arange(10) - 5) / 2)
 def check_density(name: str, n_samples: int, latent_dim: int) -> None:
     """Refuse an unknown density, or too few samples for one.
 
+    The minimum is ``2 (J + 1)`` samples, of ``"kde"`` in the three quarters not held out. With J + 2 or fewer, even
+    independent, the squared distance of another draw has no finite mean in the units of their covariance, which sets
+    log q.
+
     Raises
     ------
     ValueError
-        Their covariance needs more samples than dimensions, that of ``"kde"`` in the three quarters not held out.
+        The density is unknown, or there are fewer samples than the minimum.
     """
     choice("density", name, DENSITIES)
-    n_fitted = n_samples - _n_held_out(n_samples) if name == "kde" else n_samples
-    if n_fitted <= latent_dim:
+    minimum = 2 * (latent_dim + 1)
+    if name == "kde":
+        minimum = 4 * (minimum - 1) // 3 + 1  # the smallest n of which n - n // 4 are as many
+    if n_samples < minimum:
         raise ValueError(
-            f"density {name!r} cannot be fitted to {n_samples} samples of {latent_dim} dimensions; raise n_draws"
+            f"density {name!r} cannot be fitted to {n_samples} samples of {latent_dim} dimensions; raise n_draws to at "
+            f"least {minimum}"
         )
 
 
@@ -54,7 +61,8 @@ def fit_density(name: str, samples: Array) -> LogDensity:
     Returns
     -------
     callable
-        From z of shape (k, M, J) to log q(z), shape (k, M), float64: NaN where all samples are the same.
+        From z of shape (k, M, J) to log q(z), shape (k, M), float64: NaN where a chain has so often stood still that its
+        samples, those not held out, are at no more than J places, on which no density in J dimensions can stand.
     """
     return DENSITIES[name](samples.astype(np.float64))
 
@@ -73,13 +81,14 @@ class _Whitening:
         covariance = np.einsum("nmi,nmj->mij", centred, centred) / (len(samples) - 1)
         if diagonal:
             covariance = covariance * np.eye(latent_dim)
+        n_places = 1 + (np.diff(samples, axis=0) != 0).any(axis=2).sum(axis=0)
         scale = np.trace(covariance, axis1=1, axis2=2) / latent_dim
         covariance += (np.where(scale > 0, RIDGE * scale, 1)[:, np.newaxis, np.newaxis]) * np.eye(latent_dim)
         factor = np.linalg.cholesky(covariance)
         self.inverse = np.linalg.inv(factor)
         # log |C| and the constant of a standard normal
         log_diagonal = np.log(np.diagonal(factor, axis1=1, axis2=2)) + 0.5 * np.log(2 * np.pi)
-        self.log_constant = np.where(scale > 0, log_diagonal.sum(axis=1), np.nan)
+        self.log_constant = np.where(n_places > latent_dim, log_diagonal.sum(axis=1), np.nan)
 
     def __call__(self, z: Array) -> Array:
         return np.asarray(np.einsum("mij,nmj->nmi", self.inverse, z - self.mean))
@@ -101,7 +110,7 @@ def _diagonal(samples: Array) -> LogDensity:
 def _kde(samples: Array) -> LogDensity:
     n_fitted = len(samples) - _n_held_out(len(samples))
     scores = _kernel_log_density(samples[:n_fitted], BANDWIDTH_FACTORS[:, np.newaxis], samples[n_fitted:]).sum(axis=1)
-    factors = BANDWIDTH_FACTORS[scores.argmax(axis=0)][np.newaxis]
+    factors = np.where(np.isnan(scores[0]), np.nan, BANDWIDTH_FACTORS[scores.argmax(axis=0)])[np.newaxis]
 
     def log_density(z: Array) -> Array:
         return np.asarray(_kernel_log_density(samples, factors, z)[0])

@@ -72,6 +72,7 @@ class LogLikelihood(Result):
     Attributes
     ----------
     log_likelihood : ndarray of shape (N,), float64
+        NaN where there is no usable estimate, and so is then the mean: one over the others would be of other data.
     standard_error : ndarray of shape (N,), float64
         Of each estimate, by the delta method: the spread of the draws' weights as a share of their mean, over the root
         of their number. NaN where it is unknown: for a single draw, and for a chain that stood still, which is one.
