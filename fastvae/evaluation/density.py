@@ -61,8 +61,8 @@ def fit_density(name: str, samples: Array) -> LogDensity:
     Returns
     -------
     callable
-        From z of shape (k, M, J) to log q(z), shape (k, M), float64: NaN where a chain has so often stood still that its
-        samples, those not held out, are at no more than J places, on which no density in J dimensions can stand.
+        From z of shape (k, M, J) to log q(z), shape (k, M), float64: NaN where a chain has stood still so often that
+        its samples, those not held out, are at no more than J places, on which no density in J dimensions can stand.
     """
     return DENSITIES[name](samples.astype(np.float64))
 

@@ -29,7 +29,8 @@ STARTS = ("encoder", "prior")
 # Draws of the prior of which the most probable one starts a chain.
 PRIOR_STARTS = 64
 # Nats by which an estimate may be above what log p(x) cannot exceed, and still be noise. Where z tells nothing of x, 50
-# draws go beyond one nat in 3 % of rows in three dimensions; chains that missed the density fitted to them, by up to 1e10.
+# draws go beyond one nat in 3 % of rows in three dimensions; chains that missed the density fitted to them by up to
+# 1e10.
 MAX_EXCESS = 3.0
 
 
