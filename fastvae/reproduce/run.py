@@ -10,6 +10,8 @@ from math import ceil, log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fastvae.callbacks import Callback, Checkpointing, say
 from fastvae.checkpoint import list_checkpoints
 from fastvae.data import Dataset, Split, load
@@ -301,4 +303,5 @@ class _Points(Callback):
             return float(self.model.evaluate(rows, n_draws=PASSING_DRAWS).elbo.mean())
         if self.experiment.measure == "reconstruction error":
             return reconstruction_error(self.model, rows)
-        return float(self.model.log_likelihood(rows, estimator="marginal-likelihood").values.mean())
+        # Without the few rows that the estimator has no value for; it warns of them.
+        return float(np.nanmean(self.model.log_likelihood(rows, estimator="marginal-likelihood").values))
