@@ -191,7 +191,16 @@ def test_scores_and_files(tmp_path: Path) -> None:
 
 def test_command_refuses_what_the_paper_has_not() -> None:
     pytest.importorskip("matplotlib")
-    command = [sys.executable, "-c", "from fastvae.cli import main; main()", "reproduce", "fig3", "--latent-dim", "7"]
+    command = [
+        sys.executable,
+        "-P",
+        "-c",
+        "from fastvae.cli import main; main()",
+        "reproduce",
+        "fig3",
+        "--latent-dim",
+        "7",
+    ]
     ended = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)
     assert ended.returncode == 2
     assert "fig3 has no --latent-dim 7; it has 3" in ended.stderr
@@ -206,7 +215,18 @@ def test_draw_only_draws_what_is_there(tmp_path: Path) -> None:
     tried = {"0.01": -2.0, "0.02": -1.0, "0.1": None}
     (folder / "step_size.json").write_text(json.dumps({"tried": tried, "seed": 0, "precision": "fp32"}))
     program = "from fastvae.cli import main; main()"
-    command = [sys.executable, "-c", program, "reproduce", "fig2", "--draw-only", "--json", "--out", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-P",
+        "-c",
+        program,
+        "reproduce",
+        "fig2",
+        "--draw-only",
+        "--json",
+        "--out",
+        str(tmp_path),
+    ]
     ended = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=True)
     assert [(row["latent_dim"], row["ours"]) for row in json.loads(ended.stdout)["scores"]] == [
         (5, -140.0),
