@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty
 from time import monotonic
@@ -54,14 +55,17 @@ def run_all(
                 process = context.Process(target=_child, args=(experiment, folder / experiment.name, machine, messages))
                 process.start()
                 running[experiment.name] = process
-            try:
-                name, samples, line, error = messages.get(timeout=_POLL_SECONDS)
-                progress.update(name, samples, line)
-                if error:
-                    failed[name] = error
-            except Empty:
-                pass
-            for name in [name for name, process in running.items() if not process.is_alive()]:
+            # Looked at before the messages, so that those of a process that has ended are read once it counts as ended.
+            ended = [name for name, process in running.items() if not process.is_alive()]
+            timeout = 0.0 if ended else _POLL_SECONDS
+            with suppress(Empty):
+                while True:
+                    name, samples, line, error = messages.get(timeout=timeout)
+                    timeout = 0.0
+                    progress.update(name, samples, line)
+                    if error:
+                        failed[name] = error
+            for name in ended:
                 code = running.pop(name).exitcode
                 if code and name not in failed:
                     failed[name] = f"its process ended with code {code}"
