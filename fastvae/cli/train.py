@@ -101,7 +101,9 @@ def _init(_: click.Context, __: click.Parameter, value: str) -> str | float:
 )
 @click.option("--optimizer", type=click.Choice(tuple(OPTIMIZERS)), default="adam", help="Update rule.")
 @click.option("--learning-rate", type=float, help="Step size  [default: 0.001, adagrad 0.02]")
-@click.option("--batch-size", type=click.IntRange(1, 2**24), default=100, help="Rows per training step (M).")
+@click.option(
+    "--batch-size", type=click.IntRange(1, 2**24), default=100, help="Rows per step (M); all where they are fewer."
+)
 @click.option("--n-draws", type=click.IntRange(1, 2**16), default=1, help="Random draws of z per row and step (L).")
 @click.option("--kl-weight", type=float, default=1.0, help="Weight of the KL divergence in the objective.")
 @click.option("--kl-warmup", type=click.IntRange(0), default=0, help="Steps over which that weight rises from 0.")
@@ -261,10 +263,11 @@ class _Run:
         note(f"resuming {path.name} at step {self.model.n_steps_}")
 
     def _check_epochs(self) -> None:
+        from fastvae import settings
         from fastvae.errors import CheckpointError
 
         model, asked = self.model, self.options["epochs"]
-        epoch = -(-model.n_steps_ // (model.n_samples_seen_ // model.batch_size))
+        epoch = -(-model.n_steps_ // (model.n_samples_seen_ // settings.minibatch_rows(model)))
         if "epochs" in self.given and asked < epoch:
             raise CheckpointError(
                 f"nothing to do for --epochs {asked}: the run in {self.folder} is at epoch {epoch} of "

@@ -67,7 +67,8 @@ def check_values(dataset: Dataset, likelihood: str, mean: str) -> None:
         model = "the bernoulli likelihood" if likelihood == "bernoulli" else "a gaussian with sigmoid mean"
         raise DataError(
             f"{dataset.name}: {outside.describe()} is outside [0, 1] ({outside.count} such values in all), which "
-            f"{model} cannot explain; scale the data to [0, 1], or use likelihood='gaussian' with mean='identity'"
+            f"{model} cannot explain; scale the data to [0, 1] (grey levels by scale=1/255 or x.astype(np.uint8)), or "
+            "use likelihood='gaussian' with mean='identity'"
         )
 
 
