@@ -24,7 +24,7 @@ def training_set(model: Model, X: Any) -> Dataset:
     DataError
         See `fastvae.data.as_dataset` and `check_values`; or they lie on a device, and the backend does not.
     """
-    dataset = X if isinstance(X, Dataset) else as_dataset(_readable(model, X), scale=model.scale)
+    dataset = _dataset(model, X, model.scale)
     check_values(dataset, model.likelihood, model.mean)
     return dataset
 
@@ -55,13 +55,10 @@ def wrapped(model: Model, X: Any) -> Dataset:
         The rows have another width than those of training, or columns of other names.
     """
     check_fitted(model)
-    if isinstance(X, Dataset):
-        dataset = X
-    else:
-        model._name_features(X, reset=False)
-        dataset = as_dataset(_readable(model, X), scale=model.scale_)
-        if dataset.is_integer != model.integer_data_:
-            dataset = as_dataset(dataset.rows)
+    model._name_features(X, reset=False)
+    dataset = _dataset(model, X, model.scale_)
+    if dataset is not X and dataset.is_integer != model.integer_data_:
+        dataset = as_dataset(dataset.rows)
     if dataset.data_dim != model.n_features_in_:
         raise ValueError(
             f"X has {dataset.data_dim} features, but {type(model).__name__} is expecting {model.n_features_in_} "
@@ -70,11 +67,12 @@ def wrapped(model: Model, X: Any) -> Dataset:
     return dataset
 
 
-def _readable(model: Model, X: Any) -> Any:
-    """Return data, or refuse those that lie where the model's backend does not read."""
-    if is_on_device(X) and (name := backends.resolve(model.backend)) != "cuda":
+def _dataset(model: Model, X: Any, scale: float | None) -> Dataset:
+    """Return a dataset as it is, an array wrapped; unless it lies where the model's backend does not read."""
+    on_device = X.is_on_device if isinstance(X, Dataset) else is_on_device(X)
+    if on_device and (name := backends.resolve(model.backend)) != "cuda":
         raise DataError(
             f"the data lie on a device, where the backend {name!r} does not read them: give x.get() (CuPy) or x.cpu() "
             "(torch), or set backend='cuda'"
         )
-    return X
+    return X if isinstance(X, Dataset) else as_dataset(X, scale=scale)

@@ -423,6 +423,8 @@ def test_the_backend_cuda_takes_arrays_on_the_device_as_they_lie(on_device: dict
         model.set_params(n_epochs=3).resume(held)
         model.impute(held, rows > 0.5, n_iterations=2, n_burn_in=1)
         model.denoise(held, clean=held)
+        with pytest.raises(DataError, match="backend 'reference' does not read them"):
+            make_vae(backend="reference").fit(held)
     part = data.select([3, 1])
     np.testing.assert_array_equal(part.dense(), rows.view(data.rows.dtype)[[3, 1]])
     assert data.select(slice(None, None, 2)).rows.flags.c_contiguous
