@@ -285,6 +285,8 @@ class _Run:
                 f"test set: the last {100 * share:.3g} % of rows, since the file is memory-mapped; "
                 "shuffle the file if its order means something"
             )
+        if self.model.batch_size > split.train.n_rows and not self.resumed:
+            note(f"--batch-size {self.model.batch_size}: every step takes all {split.train.n_rows} rows")
         return split
 
     def _write_texts(self, run: Run) -> None:
