@@ -88,7 +88,8 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
         One that the backend has: ``"fp32"`` everywhere; ``"bf16"``, matrix products of bfloat16 summed in float32, with
         the backend cuda, and with cpp on processors that have AVX512_BF16; ``"tf32"``, those of tf32, with cuda.
     n_threads : int, optional
-        By default the processors that this process may use. Results do not depend on it.
+        By default the processors that this process may use, OMP_NUM_THREADS at most, by which joblib shares them out
+        among the workers of ``n_jobs``. Results do not depend on it.
     random_state : int, RandomState or None
         None draws a fresh seed; `seed_` has it, so that the run can be repeated.
     verbose : int

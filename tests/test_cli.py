@@ -266,6 +266,10 @@ def test_info_says_why_an_instruction_set_is_missing() -> None:
     ("files", "threads"),
     [
         ({}, 8),
+        ({"OMP_NUM_THREADS": "3"}, 3),
+        ({"OMP_NUM_THREADS": "4,2", "cpu.max": "250000 100000\n"}, 2),
+        ({"OMP_NUM_THREADS": "64"}, 8),
+        ({"OMP_NUM_THREADS": "many"}, 8),
         ({"cpu.max": "max 100000\n"}, 8),
         ({"cpu.max": "250000 100000\n"}, 2),
         ({"cpu.max": "50000 100000\n"}, 1),
@@ -273,11 +277,13 @@ def test_info_says_why_an_instruction_set_is_missing() -> None:
         ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
     ],
 )
-def test_threads_keep_to_the_control_groups_quota(
+def test_threads_keep_to_the_control_groups_quota_and_to_what_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], threads: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setattr(backends, "_CGROUP", tmp_path)
+    files = files.copy()
+    monkeypatch.setenv("OMP_NUM_THREADS", files.pop("OMP_NUM_THREADS", ""))
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
