@@ -416,10 +416,14 @@ def on_device(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {"backend": "cuda"}
 
 
+def test_checks_of_the_cuda_kernels_on_the_cpu(on_device: dict[str, Any]) -> None:
+    results = check_estimator(VAE(**GAUSSIAN, **on_device), on_skip=None)
+    assert {result["status"] for result in results} <= {"passed", "skipped"}
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.bool_])
 def test_the_backend_cuda_takes_arrays_on_the_device_as_they_lie(on_device: dict[str, Any], dtype: Any) -> None:
-    rows = np.round(255 * make_rows()).astype(dtype) if dtype == np.uint8 else (make_rows() / 0.7).astype(dtype) * 0.5
-    rows = rows.astype(dtype)
+    rows = (make_rows() * (255 if dtype == np.uint8 else 1)).astype(dtype)
     ref = make_vae(**on_device).fit(rows, eval_set=rows)
     data = as_dataset(Placed(rows))
     assert data.is_on_device
