@@ -95,7 +95,9 @@ FLAGS["test_fraction"] = "--test-fraction"
 )
 @click.option("--optimizer", type=click.Choice(tuple(OPTIMIZERS)), default="adam", help="Update rule.")
 @click.option("--learning-rate", type=float, help="Step size  [default: 0.001, adagrad 0.02]")
-@click.option("--batch-size", type=click.IntRange(1, 2**24), default=100, help="Rows per training step (M).")
+@click.option(
+    "--batch-size", type=click.IntRange(1, 2**24), default=100, help="Rows per step (M); all where they are fewer."
+)
 @click.option("--n-draws", type=click.IntRange(1, 2**16), default=1, help="Random draws of z per row and step (L).")
 @click.option("--kl-weight", type=float, default=1.0, help="Weight of the KL divergence in the objective.")
 @click.option("--kl-warmup", type=click.IntRange(0), default=0, help="Steps over which that weight rises from 0.")
@@ -255,10 +257,11 @@ class _Run:
         note(f"resuming {path.name} at step {self.model.n_steps_}")
 
     def _check_epochs(self) -> None:
+        from fastvae import settings
         from fastvae.errors import CheckpointError
 
         model, asked = self.model, self.options["epochs"]
-        epoch = -(-model.n_steps_ // (model.n_samples_seen_ // model.batch_size))
+        epoch = -(-model.n_steps_ // (model.n_samples_seen_ // settings.minibatch_rows(model)))
         if "epochs" in self.given and asked < epoch:
             raise CheckpointError(
                 f"nothing to do for --epochs {asked}: the run in {self.folder} is at epoch {epoch} of "
@@ -276,6 +279,8 @@ class _Run:
                 f"test set: the last {100 * share:.3g} % of rows, since the file is memory-mapped; "
                 "shuffle the file if its order means something"
             )
+        if self.model.batch_size > split.train.n_rows and not self.resumed:
+            note(f"--batch-size {self.model.batch_size}: every step takes all {split.train.n_rows} rows")
         return split
 
     def _write_texts(self, run: Run) -> None:
