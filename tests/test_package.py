@@ -171,7 +171,7 @@ class Stop(Callback):
         print(run.state.step)
 
 
-split = load("digits", test_fraction=0.2)
+split = load("digits")
 assert_type(split, Split)
 assert_type(split.train, Dataset)
 vae = VAE(latent_dim=2, hidden_dims=(16,), optimizer=Optimizer("adam", 0.001), callbacks=[Stop()], random_state=0)
@@ -201,7 +201,7 @@ def test_a_typed_program_passes_mypy_strict_and_runs(
     done = subprocess.run(check, cwd=tmp_path, capture_output=True, text=True, check=False)
 
     assert re.findall(r"^(.*?):\d+: error: .*\[(.*)\]$", done.stdout, re.MULTILINE) == [("wrong.py", "arg-type")]
-    assert "(1437, 2)" in call("python", tmp_path / "right.py")
+    assert "(1500, 2)" in call("python", tmp_path / "right.py")
 
 
 def test_the_source_folder_says_that_it_is_not_installed(tmp_path: Path) -> None:
