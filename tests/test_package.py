@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 import zipfile
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from command_line import COMMAND
 
 import fastvae
 from fastvae.kernels import Engine, Plan
@@ -31,8 +33,11 @@ def run(*command: str | Path, cwd: Path) -> str:
     return done.stdout
 
 
-def test_version_has_one_source() -> None:
-    assert fastvae.__version__ == version("fastvae")
+def test_version_has_one_source(tmp_path: Path) -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    printed = run(*COMMAND, "--version", cwd=tmp_path)
+    assert printed == f"fastvae {fastvae.__version__}\n"
+    assert fastvae.__version__ == version("fastvae") == project["version"]
 
 
 def test_import_is_light(tmp_path: Path) -> None:
@@ -202,6 +207,13 @@ def test_a_typed_program_passes_mypy_strict_and_runs(
 
     assert re.findall(r"^(.*?):\d+: error: .*\[(.*)\]$", done.stdout, re.MULTILINE) == [("wrong.py", "arg-type")]
     assert "(1500, 2)" in call("python", tmp_path / "right.py")
+
+
+def test_windows_is_refused_in_one_line(tmp_path: Path) -> None:
+    code = "import sys; sys.platform = 'win32'; import fastvae"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("ImportError: fastvae runs on Linux and macOS; on Windows, install")
 
 
 def test_the_source_folder_says_that_it_is_not_installed(tmp_path: Path) -> None:

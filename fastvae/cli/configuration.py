@@ -77,6 +77,7 @@ def key_of(option: click.Option) -> str:
 
 def toml_line(key: str, value: Any, comment: str = "") -> str:
     """Return ``key = value  # comment``, commented out where the value is None."""
+    comment = " ".join(comment.split())  # a path may have line breaks
     if value is None:
         return f"# {key} is not set" + (f", {comment}" if comment else "")
     return f"{key} = {_toml(value)}" + (f"  # {comment}" if comment else "")

@@ -493,7 +493,7 @@ def _write_text(path: Path, text: str) -> None:
     from fastvae.files import replace_file
 
     with replace_file(path) as stream:
-        stream.write(text.encode())
+        stream.write(text.encode(errors="surrogateescape"))  # a path need not be text
 
 
 def _write_history(path: Path, history: dict[str, list[Any]]) -> None:
