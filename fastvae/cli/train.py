@@ -21,6 +21,7 @@ from fastvae.cli.options import (
     data_dir_option,
     draws,
     engine_options,
+    init,
     json_option,
     note,
     print_json,
@@ -77,13 +78,6 @@ FLAGS = {parameter: "--" + flag.replace("_", "-") for flag, parameter in (_MODEL
 FLAGS["test_fraction"] = "--test-fraction"
 
 
-def _init(_: click.Context, __: click.Parameter, value: str) -> str | float:
-    try:
-        return value if value == "fan_in" else float(value)
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is neither fan_in nor a standard deviation") from None
-
-
 @click.command(context_settings={"show_default": True})
 @click.option(
     "--data",
@@ -115,7 +109,7 @@ def _init(_: click.Context, __: click.Parameter, value: str) -> str | float:
 @click.option("--kl-weight", type=float, default=1.0, help="Weight of the KL divergence in the objective.")
 @click.option("--kl-warmup", type=click.IntRange(0), default=0, help="Steps over which that weight rises from 0.")
 @click.option("--prior/--no-prior", default=False, help="Weight prior N(0, I).")
-@click.option("--init", default="fan_in", callback=_init, help="Initial weights: fan_in or a standard deviation.")
+@click.option("--init", default="fan_in", callback=init, help="Initial weights: fan_in or a standard deviation.")
 @seed_option("Key of all randomness.", default=0)
 @engine_options("auto")
 @click.option("--precision", default="fp32", help="One that the backend has, see info.")
