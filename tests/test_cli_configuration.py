@@ -21,6 +21,8 @@ from command_line import COMMAND, QUICK, Result, assert_error
 from fastvae.checkpoint import list_checkpoints, read
 from fastvae.cli.commands import cli
 from fastvae.cli.examples import EXAMPLES
+from fastvae.cli.train import stored_options
+from fastvae.model import Model
 
 # Variables that mean something else, by the documentation.
 TAKEN = {"FASTVAE_DATA", "FASTVAE_DATA_URL", "FASTVAE_REQUIRE", "FASTVAE_SIMD_LEVEL", "FASTVAE_DEBUG"}
@@ -105,6 +107,12 @@ def test_the_stored_options_of_a_run_repeat_it_bit_for_bit(
     for name in ref.tensors:
         np.testing.assert_array_equal(comp.tensors[name], ref.tensors[name], strict=True)
     assert fastvae("config", "again").out == stored
+
+
+def test_every_option_of_training_is_stored() -> None:
+    session = {"out", "resume", "print_config", "as_json", "config"}
+    stored = stored_options(Model(), {}, "cpp")
+    assert stored.keys() == {option.name for option in COMMANDS["train"].params} - session
 
 
 def test_what_goes_before_when_a_run_was_resumed(
