@@ -108,9 +108,8 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Callable
 def test_wheel_and_source_distribution_hold_what_they_should(distributions: tuple[Path, Path]) -> None:
     sdist, wheel = distributions
     names = set(zipfile.ZipFile(wheel).namelist())
-    tracked = subprocess.run(
-        ["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    ).stdout.split()
+    listing = ("git", "ls-files", "--cached", "--others", "--exclude-standard")
+    tracked = subprocess.run(listing, cwd=REPOSITORY, capture_output=True, text=True, check=False).stdout.split()
     folders = {"fastvae": "fastvae", "kernels": "fastvae/kernels", "bench": "fastvae/bench"}
     left_out = re.compile(r"fastvae/bench/(results/|test_)")
     sources = {f"{folders[top]}/{rest}" for top, _, rest in (name.partition("/") for name in tracked) if top in folders}
