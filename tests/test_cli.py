@@ -95,7 +95,7 @@ def test_a_run_leaves_checkpoint_configuration_history_and_pictures(run_folder: 
     names = {path.name for path in run_folder.iterdir()}
     assert names == {
         "checkpoints",
-        "config.json",
+        "config.toml",
         "history.csv",
         "reconstructions.png",
         "result.json",
@@ -718,12 +718,12 @@ def test_resume_keeps_how_checkpoints_are_kept(fastvae: Callable[..., Result], t
 def test_resume_refuses_fewer_epochs_than_are_done(fastvae: Callable[..., Result], tmp_path: Path) -> None:
     run = ("train", *QUICK, "--out", tmp_path / "run")
     fastvae(*run)
-    before = (tmp_path / "run" / "config.json").read_text()
+    before = (tmp_path / "run" / "config.toml").read_text()
 
     result = fastvae(*run, "--resume", "--epochs", 1)
 
     assert_error(result, 1, f"nothing to do for --epochs 1: the run in {tmp_path / 'run'} is at epoch 2 of 2")
-    assert (tmp_path / "run" / "config.json").read_text() == before
+    assert (tmp_path / "run" / "config.toml").read_text() == before
 
 
 def test_resume_stops_at_a_checkpoint_of_a_newer_fastvae(

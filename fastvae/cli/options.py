@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from fastvae import backends
 from fastvae.callbacks import say
@@ -25,6 +26,8 @@ __all__ = [
     "PATH",
     "absolute",
     "checkpoint_argument",
+    "complete_data",
+    "complete_dataset",
     "data_dir_option",
     "data_options",
     "draws",
@@ -113,10 +116,27 @@ def data_options(function: F) -> F:
         ),
         test_fraction_option,
         data_dir_option,
-        click.option("--data", "source", help="Dataset or file; by default that of the training."),
+        click.option(
+            "--data",
+            "source",
+            help="Dataset or file; by default that of the training.",
+            shell_complete=complete_data,
+        ),
     ):
         function = option(function)
     return function
+
+
+def complete_dataset(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return the named datasets that begin so."""
+    from fastvae.data.registry import REGISTRY
+
+    return [CompletionItem(name) for name in REGISTRY if name.startswith(incomplete)]
+
+
+def complete_data(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return the named datasets that begin so, or else let the shell name files."""
+    return complete_dataset(context, parameter, incomplete) or [CompletionItem(incomplete, type="file")]
 
 
 def note(message: str) -> None:
