@@ -17,14 +17,13 @@ import pytest
 from command_line import COMMAND, QUICK, Result, assert_error
 
 from fastvae import VAE, backends
-from fastvae.callbacks import Checkpointing
+from fastvae.callbacks import Checkpoint
 from fastvae.checkpoint import list_checkpoints, read
 from fastvae.cli import main
 from fastvae.data import load
 from fastvae.files import lock_folder, replace_file
 from fastvae.kernels import Engine
 from fastvae.model import Model
-from fastvae.model_file import to_checkpoint
 from fastvae.report import write_png
 
 
@@ -421,8 +420,7 @@ def test_resume_takes_options_that_say_what_the_default_came_to(fastvae: Callabl
 def test_resume_refuses_checkpoints_of_the_python_api(
     fastvae: Callable[..., Result], tmp_path: Path, subfolder: str
 ) -> None:
-    model = VAE(2, hidden_dims=(4,), n_epochs=1, random_state=0)
-    model.set_params(callbacks=[Checkpointing(tmp_path / subfolder, lambda: to_checkpoint(model))])
+    model = VAE(2, hidden_dims=(4,), n_epochs=1, random_state=0, callbacks=[Checkpoint(tmp_path / subfolder)])
     model.fit(load("digits").train)
 
     assert_error(fastvae("train", "--out", tmp_path, "--resume"), 1, "was not written by fastvae train")

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from fastvae.errors import CheckpointError
     from fastvae.model import Model
     from fastvae.training.composed import Composed
-    from fastvae.training.loop import Run
 
 __all__ = ["FLAGS", "train"]
 
@@ -284,17 +283,18 @@ class _Run:
             )
         return split
 
-    def _write_texts(self, run: Run) -> None:
+    def _write_texts(self, model: Model) -> None:
         """Write configuration and history beside the checkpoints."""
         from fastvae import settings
+        from fastvae.callbacks import history_csv
 
         config = {
-            "estimator": settings.to_json(self.model),
-            "seed": self.model.seed_,
+            "estimator": settings.to_json(model),
+            "seed": model.seed_,
             "run": self._run_metadata(),
         }
         _write_text(self.folder / "config.json", json.dumps(config, indent=2) + "\n")
-        _write_history(self.folder / "history.csv", run.state.history)
+        _write_text(self.folder / "history.csv", history_csv(model.history_))
 
     def _run_metadata(self) -> dict[str, Any]:
         return {
@@ -305,14 +305,13 @@ class _Run:
 
     def train(self) -> None:
         """Run all the steps that are left; checkpoints are kept whatever happens."""
-        from fastvae.callbacks import Checkpointing
+        from fastvae.callbacks import Checkpoint
         from fastvae.errors import DivergenceError
-        from fastvae.model_file import to_checkpoint
         from fastvae.training import fitting
 
-        self.checkpointing = Checkpointing(
+        self.checkpointing = Checkpoint(
             self.checkpoints,
-            lambda: to_checkpoint(self.model, run=self._run_metadata()),
+            metadata=lambda: {"run": self._run_metadata()},
             every=self.options["checkpoint_every"],
             keep=self.options["keep"],
             on_saved=self._write_texts,
@@ -444,9 +443,3 @@ def _write_text(path: Path, text: str) -> None:
 
     with replace_file(path) as stream:
         stream.write(text.encode())
-
-
-def _write_history(path: Path, history: dict[str, list[Any]]) -> None:
-    rows = zip(*history.values(), strict=True)
-    lines = [",".join(history), *(",".join("" if v is None else repr(v) for v in row) for row in rows)]
-    _write_text(path, "\n".join(lines) + "\n")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 
+from fastvae.arguments import non_negative
 from fastvae.rng import normal
 from fastvae.training.interrupts import gated_interrupts
 
@@ -137,10 +138,20 @@ class Composed(Generic[B]):
         """Return the columns of the history for an epoch's mean statistics, `step` being its last one."""
         row: dict[str, Any] = dict(zip(self.statistics, means, strict=True))
         if self.has_bound:
-            row = {"elbo": means[0] - sum(means[1:]), **row}
+            row = {"elbo": self.objective(means), **row}
         if self.weighs_kl:
             row["kl_weight"] = self.kl_weight_at(step)
         return row
+
+    @classmethod
+    def objective(cls, means: list[float]) -> float:
+        """Return the bound that mean statistics make, or where there is none the first of them."""
+        return means[0] - sum(means[1:]) if cls.has_bound else means[0]
+
+    def adjusted(self, *, learning_rate: float, kl_weight: float) -> Self:
+        """Return the same algorithm with another learning rate and weight of the KL divergence."""
+        optimizer = replace(self.optimizer, learning_rate=learning_rate)
+        return replace(self, optimizer=optimizer, kl_weight=non_negative("kl_weight", kl_weight))
 
     def kl_weight_at(self, step: int) -> float:
         """Return beta at a step."""
