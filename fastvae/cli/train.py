@@ -34,6 +34,7 @@ from fastvae.settings import TRAINING_BINARIZE
 from fastvae.training.algorithm import ALGORITHMS, ESTIMATORS, algorithm_class
 
 if TYPE_CHECKING:
+    from fastvae.callbacks import Callback
     from fastvae.data import Split
     from fastvae.errors import CheckpointError
     from fastvae.model import Model
@@ -67,7 +68,7 @@ _MODEL = {
 # What a resumed run may change.
 _SESSION = {"epochs": "n_epochs", "backend": "backend", "threads": "n_threads"}
 _DATA = ("data", "test_fraction")
-_CHECKPOINTING = ("checkpoint_every", "keep")
+_CONTROLS = ("checkpoint_every", "keep", "early_stopping", "tensorboard")
 FLAGS = {parameter: "--" + flag.replace("_", "-") for flag, parameter in (_MODEL | _SESSION).items()}
 FLAGS["test_fraction"] = "--test-fraction"
 
@@ -111,6 +112,10 @@ def _init(_: click.Context, __: click.Parameter, value: str) -> str | float:
 @click.option("--precision", default="fp32", help="One that the backend has, see info.")
 @click.option("--checkpoint-every", type=click.IntRange(1), help="Steps  [default: epoch ends, at most every 10 s]")
 @click.option("--keep", type=click.IntRange(1), default=3, help="How many checkpoints to keep.")
+@click.option(
+    "--early-stopping", type=click.IntRange(1), help="End after so many epochs without a better bound; keep the best."
+)
+@click.option("--tensorboard/--no-tensorboard", default=False, help="Write the history for TensorBoard too.")
 @json_option
 @click.pass_context
 def train(context: click.Context, /, **options: Any) -> None:
@@ -243,7 +248,7 @@ class _Run:
                     "leave the option out or start another run"
                 )
         self._check_epochs()
-        for name in _CHECKPOINTING:
+        for name in _CONTROLS:
             if name not in self.given:
                 self.options[name] = self.source.get(name, self.options[name])
         for flag in self.given & _SESSION.keys():
@@ -299,13 +304,13 @@ class _Run:
     def _run_metadata(self) -> dict[str, Any]:
         return {
             **{name: self.source[name] for name in _DATA},
-            **{name: self.options[name] for name in _CHECKPOINTING},
+            **{name: self.options[name] for name in _CONTROLS},
             "data_dir": self.data_dir,
         }
 
     def train(self) -> None:
         """Run all the steps that are left; checkpoints are kept whatever happens."""
-        from fastvae.callbacks import Checkpoint
+        from fastvae.callbacks import Checkpoint, EarlyStopping, TensorBoard
         from fastvae.errors import DivergenceError
         from fastvae.training import fitting
 
@@ -316,7 +321,12 @@ class _Run:
             keep=self.options["keep"],
             on_saved=self._write_texts,
         )
-        self.model.callbacks, self.model.verbose = [self.checkpointing], 1
+        callbacks: list[Callback] = [self.checkpointing]
+        if self.options["early_stopping"]:
+            callbacks.append(EarlyStopping(patience=self.options["early_stopping"], restore_best=True))
+        if self.options["tensorboard"]:
+            callbacks.append(TensorBoard(self.folder / "tensorboard"))
+        self.model.callbacks, self.model.verbose = callbacks, 1
         fit = fitting.resume if self.resumed else fitting.fit
         try:
             fit(self.model, self.split.train, eval_set=self.split.test if self.kind.has_bound else None)
