@@ -21,7 +21,8 @@ class Rollback(Callback):
     Without it a DivergenceError ends training. It is raised too when that has happened too often, with the model back
     in its last good state; so ``Rollback(times=0)`` ends training and keeps that state.
 
-    The steps gone back are made again, on the same minibatches. The state kept is as large as parameters, optimizer
+    The steps gone back are made again, on the same minibatches. An epoch counts as good when the bound of the next
+    minibatch is finite too, which takes the time of one more step. The state kept is as large as parameters, optimizer
     state and what the algorithm carries besides, in memory and in every checkpoint.
 
     Parameters
@@ -48,13 +49,14 @@ class Rollback(Callback):
         return rate * self.factor ** int(self.memory["times"])
 
     def after_epoch(self, model: Model, epoch: int, history: History) -> None:
-        """Keep the state: the loop has found it finite."""
+        """Keep the state: the loop has found it good."""
         self._keep(model)
 
     def after_divergence(self, model: Model, error: DivergenceError) -> bool:
         """Go back."""
+        is_stuck = self.memory["step"] == model.n_steps_  # a lower rate would not change the step that failed
         model.state_.rewind(self.memory)
-        if self.memory["times"] >= self.times:
+        if is_stuck or self.memory["times"] >= self.times:
             return False
         self.memory["times"] += 1
         warnings.warn(

@@ -69,5 +69,5 @@ class Algorithm(Protocol):
     def adjusted(self, *, learning_rate: float, kl_weight: float) -> Algorithm:
         """Return the same algorithm with another learning rate and weight of the KL divergence."""
 
-    def diagnose(self, state: State, index: Array) -> str:
-        """Name the first tensor that is not finite in the step that minibatch `index` would make."""
+    def diagnose(self, state: State, index: Array) -> str | None:
+        """Name the first tensor that is not finite in the step that minibatch `index` would make, None without any."""

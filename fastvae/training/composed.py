@@ -157,7 +157,7 @@ class Composed(Generic[B]):
         """Return beta at a step."""
         return kl_weight_at(step, kl_weight=self.kl_weight, kl_warmup=self.kl_warmup)
 
-    def diagnose(self, state: State, index: Array) -> str:
+    def diagnose(self, state: State, index: Array) -> str | None:
         """Repeat one step up to its gradient and look at every tensor in the order of computation.
 
         Parameters
@@ -165,19 +165,20 @@ class Composed(Generic[B]):
         state : State
             As the last complete step left it; not changed.
         index : ndarray of shape (M,), int64
-            The minibatch whose statistics are not finite.
+            Its minibatch.
 
         Returns
         -------
-        str
-            ``"parameter encoder.0.W"``, ``"encoder hidden layer 0"``, ``"mu"``, ..., ``"log_px"``, or ``"the bound"``
-            when every tensor of the operations is finite.
+        str or None
+            The first that is not finite: ``"parameter encoder.0.W"``, ``"encoder hidden layer 0"``, ``"mu"``, ...,
+            ``"log_px"``, or ``"the bound"``; None when all are.
         """
         if tensor := state.first_not_finite(self.plan.network.layout):
             return tensor
         b = self.allocate(len(index), state.params.dtype)
-        self.measure(state, b, index=index, step=state.step)
-        return next((name for name, tensor in b.tensors() if not np.isfinite(tensor).all()), "the bound")
+        statistics = self.measure(state, b, index=index, step=state.step)
+        bound = None if np.isfinite(statistics).all() else "the bound"
+        return next((name for name, tensor in b.tensors() if not np.isfinite(tensor).all()), bound)
 
     def draw(self, out: Array, *, stream: Stream, step: int) -> None:
         """Fill an array with standard normals: the engine's, except in float64, which only the reference has."""

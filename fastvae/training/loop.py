@@ -63,6 +63,11 @@ class Run:
         """Between two chunks always that after a complete step."""
         return self.model.state_
 
+    @property
+    def is_mendable(self) -> bool:
+        """Whether a callback keeps a state to go back to: an epoch is not closed then unless a step can follow."""
+        return any(type(callback).after_divergence is not Callback.after_divergence for callback in self.callbacks)
+
     def scheduled(self, step: int) -> Algorithm:
         """Return the algorithm with the learning rate and the weight of the KL divergence of a step of this epoch."""
         algorithm, epoch = self.algorithm, self.state.epochs_closed
@@ -127,6 +132,8 @@ def run_epochs(
                 epoch, cursor = divmod(run.state.step, per_epoch)
                 # Also an epoch whose steps a session before this one made, cut before it could be closed.
                 if cursor == 0 and run.state.epochs_closed < epoch:
+                    if run.is_mendable:
+                        _check_step(run, epoch_order(n_rows, seed=algorithm.seed, epoch=epoch)[:batch_size])
                     _close_epoch(run, epoch)
                 elif run.state.step >= run.n_steps:
                     return
@@ -241,8 +248,15 @@ def _run_chunk(run: Run, order: Array) -> None:
     if n_done:
         run.seconds_per_step = max(seconds / n_done, 1e-9)
     if n_done < n_steps:
-        with np.errstate(all="ignore"):
-            tensor = algorithm.diagnose(state, order[n_done])
+        _check_step(run, order[n_done])
+        raise run.diverged("the bound")  # of the fused step alone
+
+
+def _check_step(run: Run, index: Array) -> None:
+    """Raise when something is not finite in the step that a minibatch would make."""
+    with np.errstate(all="ignore"):
+        tensor = run.algorithm.diagnose(run.state, index)
+    if tensor is not None:
         raise run.diverged(tensor)
 
 
