@@ -6,6 +6,7 @@ import json
 import os
 from math import isfinite
 from pathlib import Path
+from time import time_ns
 from typing import TYPE_CHECKING, Any
 
 from fastvae.callbacks.base import Callback, History
@@ -133,7 +134,10 @@ class TensorBoard(Callback):
         from tensorboardX import SummaryWriter
 
         make_folder(self.folder)
-        self.writer = SummaryWriter(str(self.folder), purge_step=model.n_steps_ + 1 if model.n_steps_ else None)
+        # The name of the file has the second alone, and another session of it would be overwritten.
+        suffix = f".{time_ns() % 10**9:09}"
+        purge_step = model.n_steps_ + 1 if model.n_steps_ else None
+        self.writer = SummaryWriter(str(self.folder), purge_step=purge_step, filename_suffix=suffix)
 
     def after_epoch(self, model: Model, epoch: int, history: History) -> None:
         """Write the row."""

@@ -138,6 +138,7 @@ class State:
         memory = {
             callback: {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}
             for callback, values in self.memory.items()
+            if values
         }
         names = (*_COUNTERS, "seconds", "history")
         return {name: getattr(self, name) for name in names} | {"memory": memory}
