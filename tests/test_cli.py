@@ -699,6 +699,26 @@ def test_resume_keeps_how_checkpoints_are_kept(fastvae: Callable[..., Result], t
     assert [int(path.stem[11:]) for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == [28, 30]
 
 
+def test_early_stopping_keeps_the_best_and_holds_for_a_resumed_run(
+    fastvae: Callable[..., Result], tmp_path: Path
+) -> None:
+    run = ("train", *QUICK[:4], "--learning-rate", 0.1, "--epochs", 60, "--out", tmp_path / "run")
+    result = fastvae(*run, "--early-stopping", 2, "--tensorboard", "--json")
+    values = result.json()
+    bounds = [float(row.split(",")[9]) for row in (tmp_path / "run" / "history.csv").read_text().splitlines()[1:]]
+    best = bounds.index(max(bounds)) + 1
+
+    again = fastvae(*run[:5], *run[-2:], "--resume", "--json").json()
+
+    assert (values["epochs"], len(bounds)) == (best + 2, best + 2)
+    assert values["epochs"] < 60
+    assert f"elbo_test has not got better for 2 epochs, best {max(bounds):.3f} in epoch {best}" in result.err
+    assert (again["steps"], again["elbo_test"]) == (values["steps"], values["elbo_test"])
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    ref = fastvae("train", *run[1:5], *run[5:7], "--epochs", best, "--out", tmp_path / "ref", "--json").json()
+    assert ref["elbo_test"] == values["elbo_test"]
+
+
 def test_resume_refuses_fewer_epochs_than_are_done(fastvae: Callable[..., Result], tmp_path: Path) -> None:
     run = ("train", *QUICK, "--out", tmp_path / "run")
     fastvae(*run)
