@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.base import clone
 
 from fastvae import VAE
 from fastvae.callbacks import (
@@ -179,10 +181,31 @@ def test_the_named_schedules(schedule: Any, expected: list[float]) -> None:
     assert schedule.next_stop(7) is None
 
 
+def test_a_model_with_callbacks_is_cloned_and_pickled(tmp_path: Path) -> None:
+    controls = [
+        LearningRateSchedule.cosine(3),
+        KLAnneal.sigmoid(3),
+        EarlyStopping(patience=1, restore_best=True),
+        Rollback(),
+        Checkpoint(tmp_path / "run"),
+        CSVLogger(tmp_path / "history.csv"),
+        JSONLogger(tmp_path / "history.jsonl"),
+        TensorBoard(tmp_path / "events"),
+        Progress(),
+    ]
+    model = make_vae(callbacks=controls).fit(make_rows())
+
+    comp = pickle.loads(pickle.dumps(model))
+
+    np.testing.assert_array_equal(comp.params_, model.params_)
+    assert len(clone(model).callbacks) == len(controls)
+
+
 def test_a_schedule_by_steps_stops_the_engine_only_where_it_changes() -> None:
     warmup = LearningRateSchedule.warmup(10, every=4)
-    assert [warmup.value(0, step) for step in (0, 3, 4, 8, 12)] == [0.1, 0.1, 0.5, 0.9, 1]
-    assert [warmup.next_stop(step) for step in (0, 3, 4, 8, 12)] == [4, 4, 8, 12, None]
+    steps = (0, 3, 4, 8, 11, 12)
+    assert [warmup.value(0, step) for step in steps] == [0.1, 0.1, 0.5, 0.9, 0.9, 1]
+    assert [warmup.next_stop(step) for step in steps] == [4, 4, 8, 12, 12, None]
 
 
 # What stops, schedules and rolls back, each with something to remember when it is cut.

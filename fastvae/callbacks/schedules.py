@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import cos, exp, pi
 from typing import Self
 
@@ -34,9 +35,10 @@ class _Schedule(Callback):
 
     def next_stop(self, step: int) -> int | None:
         """Return the next step with a value of its own."""
-        if self.every is None or (self.until is not None and step >= self.until):
+        if self.every is None:
             return None
-        return step - step % self.every + self.every
+        begun = step - step % self.every
+        return None if self.until is not None and begun >= self.until else begun + self.every
 
     def value(self, epoch: int, step: int) -> float:
         """Return the factor."""
@@ -73,27 +75,24 @@ class LearningRateSchedule(_Schedule):
     def step(cls, length: int, factor: float = 0.1, *, every: int | None = None) -> Self:
         """Multiply by `factor` after every `length` epochs, or steps with `every`."""
         length, factor = integer("length", length, low=1), positive("factor", factor)
-        return cls(lambda done: factor ** (done // length), every=every)
+        return cls(partial(_power, length=length, factor=factor), every=every)
 
     @classmethod
     def exponential(cls, factor: float, *, every: int | None = None) -> Self:
         """Multiply by `factor` after every epoch, or step with `every`."""
-        factor = positive("factor", factor)
-        return cls(lambda done: factor**done, every=every)
+        return cls(partial(_power, length=1, factor=positive("factor", factor)), every=every)
 
     @classmethod
     def cosine(cls, length: int, final: float = 0.01, *, every: int | None = None) -> Self:
         """Fall from 1 to `final` along half a cosine in `length` epochs, or steps with `every`, and stay there."""
         length, final = integer("length", length, low=1), positive("final", final)
-        return cls(
-            lambda done: final + (1 - final) * (1 + cos(pi * min(done / length, 1))) / 2, every=every, until=length
-        )
+        return cls(partial(_cosine, length=length, final=final), every=every, until=length)
 
     @classmethod
     def warmup(cls, length: int, *, every: int | None = 1) -> Self:
         """Rise linearly from 1 / `length` to 1 in `length` steps, or epochs with ``every=None``."""
         length = integer("length", length, low=1)
-        return cls(lambda done: min((done + 1) / length, 1), every=every, until=length)
+        return cls(partial(_rise, length=length), every=every, until=length)
 
 
 class KLAnneal(_Schedule):
@@ -121,16 +120,43 @@ class KLAnneal(_Schedule):
     def linear(cls, length: int, start: float = 0.0, *, every: int | None = None) -> Self:
         """Rise from `start` to 1 in a straight line in `length` epochs, or steps with `every`, and stay there."""
         length, start = integer("length", length, low=1), real("start", start)
-        return cls(lambda done: start + (1 - start) * min(done / length, 1), every=every, until=length)
+        return cls(partial(_line, length=length, start=start), every=every, until=length)
 
     @classmethod
     def sigmoid(cls, length: int, steepness: float = 10.0, *, every: int | None = None) -> Self:
         """Rise along ``1 / (1 + exp(-steepness (t - 1/2)))``, t from 0 to 1 in `length` epochs, or steps, and stay."""
         length, steepness = integer("length", length, low=1), positive("steepness", steepness)
-        return cls(lambda done: 1 / (1 + exp(-steepness * (min(done / length, 1) - 0.5))), every=every, until=length)
+        return cls(partial(_sigmoid, length=length, steepness=steepness), every=every, until=length)
 
     @classmethod
     def cyclical(cls, length: int, rising: float = 0.5, *, every: int | None = None) -> Self:
         """Rise from 0 to 1 in the first part `rising` of every `length` epochs or steps, then stay (Fu et al. 2019)."""
         length, rising = integer("length", length, low=2), positive("rising", rising)
-        return cls(lambda done: min(done % length / (rising * length), 1), every=every)
+        return cls(partial(_cycle, length=length, rising=rising), every=every)
+
+
+# Not within the methods, so that a model with its callbacks can be pickled.
+
+
+def _power(done: int, *, length: int, factor: float) -> float:
+    return float(factor ** (done // length))
+
+
+def _cosine(done: int, *, length: int, final: float) -> float:
+    return final + (1 - final) * (1 + cos(pi * min(done / length, 1))) / 2
+
+
+def _line(done: int, *, length: int, start: float) -> float:
+    return start + (1 - start) * min(done / length, 1)
+
+
+def _rise(done: int, *, length: int) -> float:
+    return min((done + 1) / length, 1)
+
+
+def _sigmoid(done: int, *, length: int, steepness: float) -> float:
+    return 1 / (1 + exp(-steepness * (min(done / length, 1) - 0.5)))
+
+
+def _cycle(done: int, *, length: int, rising: float) -> float:
+    return min(done % length / (rising * length), 1)
