@@ -240,21 +240,40 @@ STATEFUL: dict[str, Callable[[], dict[str, Any]]] = {
 @pytest.mark.filterwarnings("ignore:training diverged", "ignore:training was interrupted")
 @pytest.mark.parametrize("name", STATEFUL)
 def test_every_checkpoint_of_a_controlled_run_leads_to_the_same_end(compiled: str, tmp_path: Path, name: str) -> None:
-    """As after SIGKILL at every step; a checkpoint is all that a new process has."""
+    """As after SIGKILL at every step, those that a rollback made again included."""
 
     def make() -> VAE:
         return make_vae(**STATEFUL[name]() | {"backend": compiled})
 
     ref, saving = make().fit(make_rows(), eval_set=HELD_OUT), make()
-    saving.callbacks.append(Checkpoint(tmp_path, every=1, keep=999))
+    paths: list[Path] = []
+
+    def keep_all(model: Any) -> None:
+        paths.append(tmp_path / f"{len(paths)}.safetensors")
+        model.save(paths[-1])
+
+    saving.callbacks.append(Checkpoint(tmp_path, every=1, on_saved=keep_all))
     assert_same_run(saving.fit(make_rows(), eval_set=HELD_OUT), ref)
-    paths = list_checkpoints(tmp_path)
-    assert len(paths) >= 15
+    assert len(paths) >= 16
 
     for path in paths:
         comp = make().fit(make_rows(), eval_set=HELD_OUT, resume=path)
         assert_same_run(comp, ref)
         assert comp.state_.to_metadata()["memory"] == ref.state_.to_metadata()["memory"]
+
+
+def test_a_checkpoint_has_what_callbacks_after_it_remember(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Checkpoint, "min_seconds", 0.0)
+
+    class Count(Callback):
+        def after_epoch(self, model: Any, epoch: int, history: Any) -> None:
+            self.memory["epochs"] = epoch
+
+    make_vae(callbacks=[Checkpoint(tmp_path, keep=9), Count()]).fit(make_rows())
+
+    for path in list_checkpoints(tmp_path)[1:]:
+        model = VAE.load(path)
+        assert model.state_.memory["Count"] == {"epochs": model.n_steps_ // 5}
 
 
 @pytest.mark.filterwarnings("ignore:training diverged", "ignore:training was interrupted")

@@ -101,7 +101,7 @@ def test_a_run_leaves_checkpoint_configuration_history_and_pictures(run_folder: 
         "samples.png",
     }
     lines = (run_folder / "history.csv").read_text().splitlines()
-    assert lines[0].startswith("epoch,step,elbo,log_px,kl,kl_weight,seconds,samples_per_second,elbo_test")
+    assert lines[0].startswith("epoch,step,elbo,log_px,kl,kl_weight,learning_rate,seconds,samples_per_second,elbo_test")
     assert [line.split(",")[:2] for line in lines[1:]] == [["1", "15"], ["2", "30"]]
     metadata = read(list_checkpoints(run_folder / "checkpoints")[-1]).metadata
     assert metadata["run"] == {
@@ -110,6 +110,8 @@ def test_a_run_leaves_checkpoint_configuration_history_and_pictures(run_folder: 
         "data_dir": None,
         "checkpoint_every": None,
         "keep": 3,
+        "early_stopping": None,
+        "tensorboard": False,
     }
     assert metadata["data"]["fingerprint"]["n_rows"] == 1500
     assert {"backend", "isa", "precision", "n_threads"} <= metadata["engine"].keys()
