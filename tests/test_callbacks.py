@@ -362,6 +362,20 @@ def test_early_stopping_ends_after_its_patience_and_has_the_best_parameters(comp
     assert comp.history_["elbo"] == ref.history_["elbo"]
 
 
+def test_early_stopping_begins_anew_after_a_session_without_it() -> None:
+    stopping = EarlyStopping("epoch", mode="min", patience=1, restore_best=True)  # the first epoch is the best
+    model = make_vae(callbacks=[stopping]).fit(make_rows())
+    assert model.history_["epoch"] == [1, 2]
+    model.set_params(callbacks=None).resume(make_rows())
+    params = model.params_.copy()
+
+    model.set_params(callbacks=[stopping]).resume(make_rows())
+
+    np.testing.assert_array_equal(model.params_, params)
+    model.set_params(n_epochs=9).resume(make_rows())
+    assert model.history_["epoch"] == [1, 2, 3, 4, 5]
+
+
 def test_early_stopping_counts_only_what_is_better_by_enough() -> None:
     def epochs(values: list[float | None], **settings: Any) -> int:
         measure = EpochMetrics(lambda model: {"value": values[model.state_.epochs_closed]})

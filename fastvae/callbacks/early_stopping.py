@@ -56,10 +56,12 @@ class EarlyStopping(Callback):
 
     def before_training(self, model: Model, n_steps: int) -> bool:
         """Begin to count, or go on; say whether it had come to an end already."""
+        if self.memory.get("restored_at") not in (None, model.n_steps_):
+            self.memory.clear()  # a session without this went on from the best parameters
         if not self.memory:
-            self.memory.update(epochs=model.state_.epochs_closed, best=None, best_epoch=0, waited=0, restored=False)
-        if self.memory["restored"]:
-            self._exchange(model, restored=False)
+            self.memory.update(epochs=model.state_.epochs_closed, best=None, best_epoch=0, waited=0, restored_at=None)
+        if self.memory["restored_at"] is not None:
+            self._exchange(model, restored_at=None)
         # Also an epoch that Ctrl-C cut from the look at it.
         self._look(model, model.history_)
         return bool(self.memory["waited"] >= self.patience)
@@ -77,7 +79,7 @@ class EarlyStopping(Callback):
     def after_training(self, model: Model, error: BaseException | None) -> None:
         """Give the model its best parameters."""
         if error is None and "parameters" in self.memory:
-            self._exchange(model, restored=True)
+            self._exchange(model, restored_at=model.n_steps_)
 
     def _column(self, history: History) -> str:
         names = _DEFAULTS if self.monitor is None else (self.monitor,)
@@ -110,10 +112,10 @@ class EarlyStopping(Callback):
             return -inf
         return inf if best is None else value - best if self.mode == "max" else best - value
 
-    def _exchange(self, model: Model, *, restored: bool) -> None:
+    def _exchange(self, model: Model, *, restored_at: int | None) -> None:
         from fastvae.training.interrupts import gated_interrupts
 
         with gated_interrupts():
             kept = model.params_.copy()
             model.params_[:] = self.memory["parameters"]
-            self.memory.update(parameters=kept, restored=restored)
+            self.memory.update(parameters=kept, restored_at=restored_at)
