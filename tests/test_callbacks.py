@@ -430,6 +430,25 @@ def test_rollback_has_an_end_and_leaves_the_last_good_state(times: int, epochs: 
         np.testing.assert_array_equal(model.params_, ref.params_)
 
 
+@pytest.mark.filterwarnings("ignore:training diverged", "ignore:training was interrupted")
+def test_rollback_goes_back_no_further_than_the_session_that_lacked_it() -> None:
+    model = make_vae(callbacks=[Rollback()], n_epochs=1).fit(make_rows())
+    model.set_params(callbacks=[StopAt(12)], n_epochs=3).resume(make_rows())
+    kept = model.params_.copy()
+
+    class Poison(StopAt):
+        def after_steps(self, model: VAE, step: int) -> None:
+            if step == self.step:
+                model.params_[:] = np.nan
+
+    model.set_params(callbacks=[Rollback(times=0), Poison(13)])
+    with pytest.raises(DivergenceError):
+        model.resume(make_rows())
+
+    assert (model.n_steps_, model.history_["step"]) == (12, [5, 10])
+    np.testing.assert_array_equal(model.params_, kept)
+
+
 @pytest.mark.filterwarnings("ignore:training diverged")
 def test_rollback_gives_up_where_no_step_can_be_made_at_all() -> None:
     with pytest.raises(DivergenceError, match="diverged at step 0"):

@@ -96,7 +96,7 @@ class EarlyStopping(Callback):
         if self.memory["epochs"] == n_epochs:
             return
         found: dict[str, Any] = {"epochs": n_epochs}
-        if history["step"][-1] == model.n_steps_:  # else it was such a session's, and its parameters are gone
+        if model.state_.epoch_begin == model.n_steps_:  # else it was such a session's, and its parameters are gone
             value = history[self._column(history)][-1]
             if self._gain(value) > self.min_delta:
                 found |= {"best": value, "best_epoch": n_epochs, "waited": 0}

@@ -77,7 +77,7 @@ class Progress(Callback):
     def _so_far(self, model: Model) -> str:
         """Return the figures of the epoch so far, or of the last one at its end."""
         state, history, name = model.state_, model.history_, "elbo" if self.kind.has_bound else self.kind.statistics[0]
-        n_steps = state.step - (history["step"][-1] if state.epochs_closed else 0)
+        n_steps = state.step - state.epoch_begin
         if n_steps == 0:
             return f"{name} {history[name][-1]:.2f}, {_speed(history['samples_per_second'][-1])}"
         objective = self.kind.objective((state.sums / n_steps).tolist())

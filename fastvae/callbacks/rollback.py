@@ -40,8 +40,8 @@ class Rollback(Callback):
 
     def before_training(self, model: Model, n_steps: int) -> None:
         """Keep the state that training begins with."""
-        # Also that of an epoch end that Ctrl-C cut from it; within an epoch, memory has that of its beginning.
-        if not self.memory or (model.state_.is_at_epoch_end and self.memory["step"] != model.n_steps_):
+        # Memory has that of the epoch's beginning, unless Ctrl-C cut it, or sessions without this came between.
+        if self.memory.get("step", -1) < model.state_.epoch_begin:
             self._keep(model)
 
     def learning_rate(self, rate: float, *, epoch: int, step: int) -> float:

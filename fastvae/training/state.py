@@ -71,9 +71,9 @@ class State:
         return len(self.history.get("epoch", []))
 
     @property
-    def is_at_epoch_end(self) -> bool:
-        """Whether the last step is one that ended an epoch which has its row."""
-        return self.epochs_closed > 0 and bool(self.history["step"][-1] == self.step)
+    def epoch_begin(self) -> int:
+        """Steps that were done when the last epoch with a row ended."""
+        return int(self.history["step"][-1]) if self.epochs_closed else 0
 
     def count(self, stats: Array, *, batch_size: int, seconds: float) -> None:
         """Account for the steps whose `stats` these are.
