@@ -40,14 +40,27 @@ class Callback:
         """
 
     def learning_rate(self, rate: float, *, epoch: int, step: int) -> float:
-        """Return the learning rate from a step on, `rate` being what it would be without this callback.
+        """Return the learning rate from a step on.
 
-        It may change with the epochs done, `epoch`, and at the steps that `next_stop` names.
+        Parameters
+        ----------
+        rate : float
+            What it would be without this callback.
+        epoch, step : int
+            Epochs and steps done. It may change with the epoch, and at the steps that `next_stop` names.
         """
         return rate
 
     def kl_weight(self, weight: float, *, epoch: int, step: int) -> float:
-        """Return the weight of the KL divergence from a step on, likewise."""
+        """Return the weight of the KL divergence from a step on.
+
+        Parameters
+        ----------
+        weight : float
+            What it would be without this callback.
+        epoch, step : int
+            As in `learning_rate`.
+        """
         return weight
 
     def next_stop(self, step: int) -> int | None:
