@@ -74,7 +74,16 @@ class Callback:
         return MappingProxyType({})
 
     def after_epoch(self, model: Model, epoch: int, history: History) -> bool | None:
-        """After an epoch, counted from 1, whose row `history` has by now. True ends training."""
+        """After an epoch whose row is in the history by now. True ends training.
+
+        Parameters
+        ----------
+        model : Model
+        epoch : int
+            Counted from 1.
+        history : dict of str to list
+            `history_`.
+        """
 
     def after_divergence(self, model: Model, error: DivergenceError) -> bool | None:
         """When `fit` or `resume` met something that is not finite. True: the state was mended, training goes on."""

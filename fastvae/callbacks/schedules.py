@@ -73,7 +73,17 @@ class LearningRateSchedule(_Schedule):
 
     @classmethod
     def step(cls, length: int, factor: float = 0.1, *, every: int | None = None) -> Self:
-        """Multiply by `factor` after every `length` epochs, or steps with `every`."""
+        """Multiply by a factor again and again.
+
+        Parameters
+        ----------
+        length : int
+            Epochs between two times; steps with `every`.
+        factor : float
+            Above 0.
+        every : int, optional
+            See the class.
+        """
         length, factor = integer("length", length, low=1), positive("factor", factor)
         return cls(partial(_power, length=length, factor=factor), every=every)
 
@@ -84,7 +94,17 @@ class LearningRateSchedule(_Schedule):
 
     @classmethod
     def cosine(cls, length: int, final: float = 0.01, *, every: int | None = None) -> Self:
-        """Fall from 1 to `final` along half a cosine in `length` epochs, or steps with `every`, and stay there."""
+        """Fall from 1 along half a cosine, and stay there.
+
+        Parameters
+        ----------
+        length : int
+            Epochs until then; steps with `every`.
+        final : float
+            The factor from then on, above 0.
+        every : int, optional
+            See the class.
+        """
         length, final = integer("length", length, low=1), positive("final", final)
         return cls(partial(_cosine, length=length, final=final), every=every, until=length)
 
@@ -118,19 +138,49 @@ class KLAnneal(_Schedule):
 
     @classmethod
     def linear(cls, length: int, start: float = 0.0, *, every: int | None = None) -> Self:
-        """Rise from `start` to 1 in a straight line in `length` epochs, or steps with `every`, and stay there."""
+        """Rise to 1 in a straight line, and stay there.
+
+        Parameters
+        ----------
+        length : int
+            Epochs until then; steps with `every`.
+        start : float
+            The factor in the beginning.
+        every : int, optional
+            See the class.
+        """
         length, start = integer("length", length, low=1), real("start", start)
         return cls(partial(_line, length=length, start=start), every=every, until=length)
 
     @classmethod
     def sigmoid(cls, length: int, steepness: float = 10.0, *, every: int | None = None) -> Self:
-        """Rise along ``1 / (1 + exp(-steepness (t - 1/2)))``, t from 0 to 1 in `length` epochs, or steps, and stay."""
+        """Rise along ``1 / (1 + exp(-steepness (t - 1/2)))``, t from 0 to 1, and stay there.
+
+        Parameters
+        ----------
+        length : int
+            Epochs until then; steps with `every`.
+        steepness : float
+            Above 0.
+        every : int, optional
+            See the class.
+        """
         length, steepness = integer("length", length, low=1), positive("steepness", steepness)
         return cls(partial(_sigmoid, length=length, steepness=steepness), every=every, until=length)
 
     @classmethod
     def cyclical(cls, length: int, rising: float = 0.5, *, every: int | None = None) -> Self:
-        """Rise from 0 to 1 in the first part `rising` of every `length` epochs or steps, then stay (Fu et al. 2019)."""
+        """Rise from 0 to 1 and stay there for a while, again and again (Fu et al. 2019).
+
+        Parameters
+        ----------
+        length : int
+            Epochs of a cycle; steps with `every`.
+        rising : float
+            Which part of a cycle it rises in, above 0.
+        every : int, optional
+            See the class.
+        """
         length, rising = integer("length", length, low=2), positive("rising", rising)
         return cls(partial(_cycle, length=length, rising=rising), every=every)
 
