@@ -1,0 +1,319 @@
+"""The sections of a model's page, as HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from fastvae import settings
+from fastvae.kernels import Array
+from fastvae.report import explorer as explorers
+from fastvae.report.charts import Series, bar_chart, line_chart, number, scatter_svg
+from fastvae.report.explorer import Start, data_uri, latent_frame
+from fastvae.report.pictures import comparison_grid, grid
+from fastvae.report.subject import Subject
+
+__all__ = ["CURVES", "final_figures", "sections", "table"]
+
+# title, unit, column of the training rows, column of the test rows, decimals
+CURVES = (
+    ("Bound (ELBO)", "nats per datapoint", "elbo", "elbo_test", 2),
+    ("Reconstruction, log p(x|z)", "nats per datapoint", "log_px", "log_px_test", 2),
+    ("KL divergence of q(z|x)", "nats per datapoint", "kl", "kl_test", 2),
+    ("Joint, log p(x, z)", "nats per datapoint", "log_pxz", "", 2),
+    ("KL divergence of the weights", "nats per datapoint", "kl_theta", "", 3),
+    ("Accepted HMC transitions", "share", "acceptance", "", 3),
+    ("Active units", "latent dimensions", "", "active_units", 0),
+)
+_MAX_BARS = 100
+_PROFILES = 6
+
+
+def sections(subject: Subject) -> list[tuple[str, str, str]]:
+    """Return name, title and content of each section of a page; what does not apply is left out."""
+    parts = (
+        ("explorer", "Explorer", _explorer(subject)),
+        ("curves", "Curves", _curves(subject)),
+        ("latents", "Latent space", _latents(subject)),
+        ("pictures", "Reconstructions and samples", _pictures(subject)),
+        ("throughput", "Throughput", _throughput(subject)),
+        ("configuration", "Configuration and machine", _configuration(subject)),
+        ("history", "History", _history(subject)),
+    )
+    return [part for part in parts if part[2]]
+
+
+def final_figures(subject: Subject) -> list[tuple[str, str, str]]:
+    """Return value, unit and explanation of the figures at the head of a page, the most important first."""
+    state, history, figures = subject.model.state_, subject.model.history_, []
+    if subject.bound is not None:
+        found = subject.bound.summary()
+        error = found["elbo_standard_error"]
+        spread = "" if error is None else f" ± {number(error)}"
+        figures.append(
+            (
+                f"{number(found['elbo'])}{spread}",
+                "nats per datapoint",
+                f"{subject.split} bound, {found['n_rows']:,} rows, {found['n_draws']} draws of z each; ± is the standard "
+                "error over rows",
+            )
+        )
+        figures.append((number(found["kl"]), "nats", "KL divergence of q(z|x) from the prior"))
+        active, every = found["active_units"], subject.model.network_.latent_dim
+        figures.append((f"{active:,} of {every:,}", "latent dimensions", "active: their posterior mean varies"))
+    else:
+        for title, unit, train, test, digits in CURVES:
+            for column, part in ((test, "test"), (train, "train")):
+                values = [v for v in history.get(column, ()) if v is not None]
+                if values and not figures:
+                    told = f"{title}, {part} rows, last epoch, without a standard error"
+                    figures.append((number(values[-1], digits), unit, told))
+    speed = state.samples / max(state.seconds, 1e-9)
+    figures.append((f"{speed:,.0f}", "samples/s", f"{state.samples:,} samples in {state.step:,} steps"))
+    epochs = f"{state.epochs_closed:,} epoch{'' if state.epochs_closed == 1 else 's'}"
+    figures.append((_duration(state.seconds), "", f"training time, {epochs}"))
+    return figures
+
+
+def _curves(subject: Subject) -> str:
+    history = subject.model.history_
+    charts = []
+    for title, unit, train, test, digits in CURVES:
+        series = [
+            Series(name, history["epoch"], history[column], style)
+            for name, column, style in (("train", train, "s1"), ("test", test, "s0"))
+            if any(value is not None for value in history.get(column, ()))
+        ]
+        if series:
+            charts.append(line_chart(title, series, x_label="epoch", unit=unit, digits=digits))
+    if not charts:
+        return "<p class=note>No epoch is complete yet.</p>"
+    told = "Values of train are means over the minibatches of an epoch while it trained, those of test are taken after it."
+    return f"<div class=charts>{''.join(charts)}</div><p class=note>{told}</p>"
+
+
+def _latents(subject: Subject) -> str:
+    parts = []
+    if (kl := subject.kl_per_dimension) is not None:
+        order = np.argsort(-kl, kind="stable")[:_MAX_BARS]
+        names = [f"z{j}" for j in order.tolist()]
+        title = "KL divergence of each dimension"
+        if len(kl) > len(order):
+            title = f"KL divergence of the {_MAX_BARS} most used of {len(kl):,} dimensions"
+        parts.append(bar_chart(title, names, kl[order].tolist(), x_label="latent dimension", unit="nats per datapoint"))
+    is_on_pad = subject.model.network_.latent_dim == 2 and explorers.left_out(subject.model) is None
+    if subject.codes is not None and subject.model.network_.latent_dim > 1 and not is_on_pad:
+        first, second = subject.shown_dimensions
+        codes = subject.codes[:, [first, second]]
+        labels = None if subject.labels is None else subject.labels[: len(codes)]
+        frame = latent_frame(codes)
+        inside = scatter_svg(codes, labels, frame, x_label=_z(first), y_label=_z(second))
+        what = f"Posterior means of {len(codes):,} {subject.split} rows" + ("" if labels is None else ", by label")
+        more = "" if subject.model.network_.latent_dim == 2 else ", the two most used dimensions"
+        parts.append(
+            f"<figure class='chart square'><figcaption><b>{what}</b><span class=unit>z{first} and z{second}{more}</span>"
+            f"</figcaption><svg viewBox='0 0 {frame.width:g} {frame.height:g}' role=img "
+            f"aria-label='{what}: z{first} to the right, z{second} upwards'>{inside}</svg></figure>"
+        )
+    if subject.model.network_.latent_dim == 2 and subject.image_shape is not None:
+        side = 20
+        picture = grid(subject.model.manifold(side), subject.image_shape, columns=side, ground=np.nan, side=28)
+        parts.append(
+            _picture(
+                picture,
+                "Manifold",
+                f"Means of p(x|z) on a grid of {side} × {side} codes, even in the prior's probability: z0 rises to the "
+                "right, z1 upwards.",
+            )
+        )
+    return f"<div class=charts>{''.join(parts)}</div>" if parts else ""
+
+
+def _z(dimension: int) -> str:
+    return f"z<tspan dy=3>{dimension}</tspan>"
+
+
+def _pictures(subject: Subject) -> str:
+    absent = f"<p class=note>No reconstructions: {escape(subject.absent)}.</p>" if subject.absent else ""
+    if subject.dataset is not None and subject.pairs is None:
+        absent = f"<p class=note>No reconstructions: {subject.model.algorithm_} trains no recognition model.</p>"
+    drawn = _images(subject, subject.image_shape) if subject.image_shape else _profiles(subject)
+    return absent + f"<div class='charts{' wide' if subject.image_shape else ''}'>{drawn}</div>"
+
+
+def _images(subject: Subject, shape: tuple[int, int]) -> str:
+    parts = []
+    if subject.pairs is not None:
+        pairs = comparison_grid(subject.pairs, shape, ground=np.nan)
+        told = f"{subject.split.capitalize()} rows above, what the model makes of them below, line by line."
+        parts.append(_picture(pairs, "Reconstructions", told))
+    samples = grid(subject.model.sample(60), shape, ground=np.nan)
+    parts.append(_picture(samples, "Samples", "Means of p(x|z) for z drawn from the prior."))
+    return "".join(parts)
+
+
+def _picture(picture: Array, title: str, told: str) -> str:
+    height, width = picture.shape
+    return (
+        f"<figure class=picture><figcaption><b>{title}</b> <span class=unit>{escape(told)}</span></figcaption>"
+        f"<img width={width} height={height} alt='{escape(f'{title}. {told}')}' src='{data_uri(picture)}'></figure>"
+    )
+
+
+def _profiles(subject: Subject) -> str:
+    """Draw rows that are no images over their columns."""
+    columns = np.arange(subject.model.network_.data_dim).tolist()
+    samples = subject.model.sample(_PROFILES)
+    if subject.pairs is not None:
+        rows = [
+            (
+                f"{subject.split.capitalize()} row {i}",
+                [Series("row", columns, seen.tolist(), "s1"), Series("reconstruction", columns, mean.tolist(), "s0")],
+            )
+            for i, (seen, mean) in enumerate(zip(*subject.pairs, strict=True))
+        ][:_PROFILES]
+    else:
+        rows = [(f"Sample {i}", [Series("mean", columns, row.tolist(), "s0")]) for i, row in enumerate(samples)]
+    return "".join(
+        line_chart(title, series, x_label="column", unit="values as the model sees them") for title, series in rows
+    )
+
+
+def _explorer(subject: Subject) -> str:
+    if reason := explorers.left_out(subject.model):
+        return f"<p class=note>The explorer is left out. {reason}</p>"
+    model, shape = subject.model, subject.image_shape
+    shown = [model.sample(60)] + ([] if subject.pairs is None else list(subject.pairs))
+    low, high = min(float(rows.min()) for rows in shown), max(float(rows.max()) for rows in shown)
+    value_range = (min(low, 0.0), max(high, 1.0)) if shape is not None else (low, high + (high <= low))
+    return explorers.explorer(
+        model,
+        image_shape=shape,
+        value_range=value_range,
+        kl=subject.kl_per_dimension,
+        codes=subject.codes if model.network_.latent_dim == 2 else None,
+        labels=None if subject.labels is None or subject.codes is None else subject.labels[: len(subject.codes)],
+        starts=_starts(subject, value_range),
+    )
+
+
+def _starts(subject: Subject, value_range: tuple[float, float]) -> list[Start]:
+    """Choose rows to start from: one of each label, else the first ones."""
+    if subject.pairs is None or subject.codes is None:
+        return []
+    seen, labels, shape = subject.pairs[0], subject.labels, subject.image_shape
+    chosen = list(range(min(10, len(seen))))
+    if labels is not None:
+        firsts = np.unique(labels[: len(seen)], return_index=True)[1].tolist()
+        chosen = firsts[:12]
+    low, high = value_range
+    return [
+        Start(
+            f"{subject.split} row {i}" + ("" if labels is None else f", label {labels[i]}"),
+            subject.codes[i],
+            None if shape is None else (seen[i].reshape(shape) - low) / (high - low),
+        )
+        for i in chosen
+    ]
+
+
+def _throughput(subject: Subject) -> str:
+    history = subject.model.history_
+    if not history.get("samples_per_second"):
+        return ""
+    series = [Series("training", history["epoch"], history["samples_per_second"], "s0")]
+    top = max(history["samples_per_second"])
+    chart = line_chart(
+        "Training speed", series, x_label="epoch", unit="samples/s", y_range=(0.0, 1.08 * top), digits=0
+    )
+    return f"<div class=charts>{chart}</div><p class=note>Time in the engine; evaluation and checkpoints are not in it.</p>"
+
+
+def _configuration(subject: Subject) -> str:
+    model, network, engine = subject.model, subject.model.network_, subject.engine
+    optimizer = model.optimizer_
+    values = settings.to_json(model)
+    widths = (*network.encoder_dims[:-1], network.latent_dim, *network.decoder_dims[1:-1], network.data_dim)
+    groups: dict[str, dict[str, Any]] = {
+        "Model": {
+            "network": " – ".join(f"{width:,}" for width in widths),
+            "parameters": f"{network.layout.size:,}",
+            "activation": network.activation,
+            "likelihood": network.likelihood,
+            **({"mean": network.mean, "logvar floor": network.logvar_floor} if network.likelihood == "gaussian" else {}),
+        },
+        "Training": {
+            "algorithm": model.algorithm_ + (f", {model.estimator_}" if model.algorithm_ == "aevb" else ""),
+            "optimizer": optimizer.name,
+            "learning rate": f"{optimizer.learning_rate:g}",
+            **{name.replace("_", " "): values[name] for name in ("batch_size", "n_draws", "kl_weight", "kl_warmup")},
+            **{name.replace("_", " "): values[name] for name in ("binarize", "prior", "init")},
+            "epochs": f"{model.state_.epochs_closed:,} of {model.n_epochs:,}",
+            "seed": model.seed_,
+        },
+        "Data": {
+            **subject.data,
+            "rows": f"{model.n_samples_seen_:,} to train on",
+            "scale": f"{model.scale_:.6g}",
+            **({} if subject.dataset is None else {f"{subject.split} rows": f"{subject.dataset.n_rows:,}"}),
+        },
+        "Machine": {
+            "processor": engine.get("processor"),
+            "threads": engine["n_threads"],
+            "backend": engine["backend"] + (f" ({engine['isa']})" if engine["isa"] else ""),
+            "precision": engine["precision"],
+        },
+    }
+    return "<div class=groups>" + "".join(_group(title, lines) for title, lines in groups.items()) + "</div>"
+
+
+def _group(title: str, lines: Mapping[str, Any]) -> str:
+    shown = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(_plain(value))}</dd></div>"
+        for name, value in lines.items()
+        if value is not None
+    )
+    return f"<div><h3>{title}</h3><dl>{shown}</dl></div>"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _history(subject: Subject) -> str:
+    history = subject.model.history_
+    if not history:
+        return ""
+    count = len(history["epoch"])
+    kept = np.unique(np.linspace(0, count - 1, min(count, 200)).round().astype(int)).tolist()
+    rows = [[_cell(history[name][i]) for name in history] for i in kept]
+    told = "" if len(kept) == count else f" ({len(kept)} of {count:,} epochs; all are in history.csv)"
+    return (
+        f"<details><summary>All columns, epoch by epoch{told}</summary>"
+        f"{table([name.replace('_', ' ') for name in history], rows)}</details>"
+    )
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) else number(value, 0 if abs(value) >= 10_000 else 3)
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a table that scrolls by itself where the page is too narrow for it. Cells are text."""
+    head = "".join(f"<th scope=col>{escape(name)}</th>" for name in header)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<div class=scroll tabindex=0><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
