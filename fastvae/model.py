@@ -27,6 +27,7 @@ from fastvae.model_data import fitted_dataset
 from fastvae.model_plans import inference_plan
 from fastvae.network import Network
 from fastvae.optimizer import Optimizer
+from fastvae.report import page
 from fastvae.rng import Stream, normal
 from fastvae.training.state import State
 from fastvae.uses import denoising, imputation, latent_space
@@ -267,6 +268,7 @@ class Model:
         key = self.seed_ if random_state is None else settings.seed(random_state)
         return sandwich(inference_plan(self), self.params_, n_rows=n_rows, seed=key, **options)
 
+    report = page.write
     denoise = denoising.denoise
     impute = imputation.impute
     manifold = latent_space.manifold

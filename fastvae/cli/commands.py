@@ -26,6 +26,7 @@ from fastvae.cli.generate import encode, reconstruct, sample
 from fastvae.cli.info import info
 from fastvae.cli.latent import interpolate, manifold, traverse
 from fastvae.cli.options import note
+from fastvae.cli.report import report
 from fastvae.cli.reproduce import reproduce
 from fastvae.cli.restore import denoise, impute
 from fastvae.cli.train import FLAGS, train
@@ -81,7 +82,7 @@ def cli() -> None:
 
 for _command in (
     *(train, evaluate, sample, reconstruct, encode, denoise, impute, manifold, traverse, interpolate),
-    *(data, info, bench, reproduce),
+    *(report, data, info, bench, reproduce),
 ):
     cli.add_command(_command)
 

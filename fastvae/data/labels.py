@@ -40,7 +40,8 @@ def known_labels(
     if rows.name == "digits" and rows.origins is not None:
         from sklearn.datasets import load_digits
 
-        return np.asarray(load_digits().target, np.uint8)[np.asarray(rows.origins)]
+        digits: NDArray[np.uint8] = load_digits().target.astype(np.uint8)[np.asarray(rows.origins)]
+        return digits
     if rows.name != "mnist":
         return None
     file = DataFile(f"{'train' if split == 'train' else 't10k'}-labels-idx1-ubyte.gz", (), 0, "")

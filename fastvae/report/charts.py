@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from fastvae.kernels import Array
 
-__all__ = ["Frame", "Series", "bar_chart", "frame_svg", "line_chart", "number", "profile_path", "scatter_svg", "thinned"]
+__all__ = [
+    "Frame",
+    "Series",
+    "bar_chart",
+    "frame_svg",
+    "line_chart",
+    "number",
+    "scatter_svg",
+]
 
 # More values than a chart has pixels are thinned out.
 MAX_POINTS = 600
+# From so many values on, the first tenth of them does not decide the range.
+_LONG = 20
 
 
 def number(value: float, digits: int = 2) -> str:
@@ -88,15 +98,17 @@ def line_chart(
     y_range : tuple of float, optional
         By default that of the values, the first tenth aside where it would flatten all the rest.
     digits : int
-        Decimals of a value under the pointer.
+        Decimals of a value under the pointer; without any the axis has whole numbers only.
 
     Returns
     -------
     str
         A figure element.
     """
-    series = [thinned(each) for each in series]
-    points = [[(x, y) for x, y in zip(s.x, s.y, strict=True) if _is_number(y)] for s in series]
+    series = [_thinned(each) for each in series]
+    points: list[list[tuple[float, float]]] = [
+        [(x, y) for x, y in zip(s.x, s.y, strict=True) if _is_number(y)] for s in series
+    ]
     xs = [x for line in points for x, _ in line]
     (low, high), is_cut = (y_range, False) if y_range else _range(points)
     frame = Frame(_widened(min(xs), max(xs)), _widened(low, high, 0.04))
@@ -115,8 +127,8 @@ def line_chart(
         f"</figcaption><svg viewBox='0 0 {frame.width:g} {frame.height:g}' role=img tabindex=0 "
         f"aria-label='{escape(f'{title}, {unit}, by {x_label}: {said}.')}' "
         f"{frame.data(series=known, xLabel=x_label, digits=digits)}>"
-        f"{frame_svg(frame, x_label=x_label)}<svg class=plane {_clip(frame)}>{lines}</svg>{cursor}</svg>"
-        "<output class=tip></output></figure>"
+        f"{frame_svg(frame, x_label=x_label, is_whole=digits == 0)}"
+        f"<svg class=plane {_clip(frame)}>{lines}</svg>{cursor}</svg><output class=tip></output></figure>"
     )
 
 
@@ -124,7 +136,7 @@ def bar_chart(title: str, names: Sequence[str], values: Sequence[float], *, x_la
     """Draw one bar for each name, in the order given; a figure element."""
     count = len(values)
     frame = Frame((-0.5, count - 0.5), (min(0.0, *values), max(1e-9, *values) * 1.04))
-    width = max(frame.box[2] / count * 0.78, 0.5)
+    width = min(max(frame.box[2] / count * 0.78, 0.5), 32)
     bars = "".join(
         f"<rect x={frame.place_x(i) - width / 2:.1f} y={frame.place_y(max(v, 0)):.1f} width={width:.1f} "
         f"height={abs(frame.place_y(v) - frame.place_y(0)):.1f}></rect>"
@@ -170,13 +182,18 @@ def scatter_svg(points: Array, labels: Array | None, frame: Frame, *, x_label: s
 
 
 def frame_svg(
-    frame: Frame, *, x_label: str, y_label: str | None = None, x_ticks: Sequence[tuple[float, str]] | None = None
+    frame: Frame,
+    *,
+    x_label: str,
+    y_label: str | None = None,
+    x_ticks: Sequence[tuple[float, str]] | None = None,
+    is_whole: bool = False,
 ) -> str:
-    """Draw the axes: grid lines, ticks with their values, labels."""
+    """Draw the axes: grid lines, ticks with their values (whole numbers where y `is_whole`), labels."""
     left, top, width, height = frame.box
     bottom = top + height
     parts = []
-    for value, text in _ticks(*frame.y, height / 34):
+    for value, text in _ticks(*frame.y, height / 34, least=1 if is_whole else 0):
         y = frame.place_y(value)
         parts.append(f"<line class=grid x1={left:g} x2={left + width:g} y1={y:.1f} y2={y:.1f}></line>")
         parts.append(f"<text class=tick x={left - 7:g} y={y:.1f} dy=.35em text-anchor=end>{text}</text>")
@@ -191,19 +208,7 @@ def frame_svg(
     return "".join(parts)
 
 
-def profile_path(values: Iterable[float], frame: Frame) -> str:
-    """Return the path of a row that is no image: bars of few columns, else a line. The explorer's script does alike."""
-    row = list(values)
-    if len(row) > 40:
-        return "M" + "L".join(f"{frame.place_x(i):.1f} {frame.place_y(v):.1f}" for i, v in enumerate(row))
-    half, zero = 0.36, frame.place_y(min(max(0.0, frame.y[0]), frame.y[1]))
-    return "".join(
-        f"M{frame.place_x(i - half):.1f} {zero:.1f}V{frame.place_y(v):.1f}H{frame.place_x(i + half):.1f}V{zero:.1f}z"
-        for i, v in enumerate(row)
-    )
-
-
-def thinned(series: Series) -> Series:
+def _thinned(series: Series) -> Series:
     """Leave out values evenly until a chart can show the rest; the first and the last stay."""
     count = len(series.x)
     if count <= MAX_POINTS:
@@ -234,7 +239,7 @@ def _range(points: Sequence[Sequence[tuple[float, float]]]) -> tuple[tuple[float
     ys = [y for line in points for _, y in line]
     later = [y for line in points for _, y in line[len(line) // 10 :]]
     low, high = min(ys), max(ys)
-    is_cut = len(later) < len(ys) and min(later) - low > 0.5 * (high - low)
+    is_cut = max(map(len, points)) >= _LONG and min(later) - low > 0.5 * (high - low)
     return (min(later) if is_cut else low, high), is_cut
 
 
@@ -247,9 +252,9 @@ def _widened(low: float, high: float, share: float = 0.0) -> tuple[float, float]
     return low - pad, high + pad
 
 
-def _ticks(low: float, high: float, wanted: float) -> list[tuple[float, str]]:
+def _ticks(low: float, high: float, wanted: float, least: float = 0) -> list[tuple[float, str]]:
     """Return round values of a range and how they are written: as many as wanted, or somewhat fewer."""
-    raw = (high - low) / max(wanted, 1)
+    raw = max((high - low) / max(wanted, 1), least)
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
@@ -258,7 +263,7 @@ def _ticks(low: float, high: float, wanted: float) -> list[tuple[float, str]]:
     return [(value, number(value + 0.0, digits)) for value in values]
 
 
-def _is_number(value: float | None) -> bool:
+def _is_number(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
 
 

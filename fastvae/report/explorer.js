@@ -125,6 +125,7 @@
     });
   }
 
+  if (spec.starts.length) set(spec.starts[0]);
   window.fastvaeExplorer = { decode, set, get z() { return [...z]; } };
   update();
 })();

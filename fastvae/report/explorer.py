@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastvae.kernels import Array
-from fastvae.report.charts import Frame, frame_svg, number, profile_path, scatter_svg
+from fastvae.report.charts import Frame, frame_svg, number, scatter_svg
 from fastvae.report.pictures import encode_png
 
 if TYPE_CHECKING:
@@ -96,11 +96,11 @@ def explorer(
     network = model.network_
     reach = max(3.0, *(float(np.abs(start.code).max()) for start in starts)) if starts else 3.0
     reach = float(np.ceil(reach * 10) / 10)
-    order = np.arange(network.latent_dim) if kl is None else np.argsort(-kl, kind="stable")
-    sliders = "".join(_slider(int(j), None if kl is None else float(kl[j]), reach) for j in order)
     is_plane = network.latent_dim == 2
+    order = np.arange(network.latent_dim) if kl is None or is_plane else np.argsort(-kl, kind="stable")
+    sliders = "".join(_slider(int(j), None if kl is None else float(kl[j]), reach) for j in order)
     spec = {
-        "dims": list(network.decoder_dims[:-1]) + [network.data_dim],
+        "dims": [*network.decoder_dims[:-1], network.data_dim],
         "activation": network.activation,
         "mean": "sigmoid" if network.likelihood == "bernoulli" else network.mean,
         "range": list(value_range),
@@ -142,8 +142,9 @@ def _decoder(model: Model) -> list[Array]:
 def _slider(j: int, kl: float | None, reach: float) -> str:
     nats = "" if kl is None else f"<small>{number(kl)} nats</small>"
     return (
-        f"<label class=slider><span class=name>z<sub>{j}</sub>{nats}</span><input type=range data-dim={j} min={-reach:g} "
-        f"max={reach:g} step=0.01 value=0 aria-label='latent dimension {j}'><output>0.00</output></label>"
+        f"<label class=slider><span class=name>z<sub>{j}</sub>{nats}</span><input type=range data-dim={j} "
+        f"min={-reach:g} max={reach:g} step=0.01 value=0 aria-label='latent dimension {j}'>"
+        "<output>0.00</output></label>"
     )
 
 
@@ -155,16 +156,12 @@ def _screen(data_dim: int, image_shape: tuple[int, int] | None, value_range: tup
             "aria-label='What the decoder makes of the chosen z'></canvas></div>"
         )
     frame = Frame((-0.5, data_dim - 0.5), value_range, height=260)
-    path = profile_path([0.0] * data_dim, frame)
+    style = "line s0" if data_dim > 40 else "bars"
     return (
         f"<div class=screen><svg id=explorer-profile viewBox='0 0 {frame.width:g} {frame.height:g}' role=img "
         f"aria-label='What the decoder makes of the chosen z, by column' {frame.data()}>"
-        f"{frame_svg(frame, x_label='column')}<path class='profile {_profile_style(data_dim)}' d='{path}'></path></svg></div>"
+        f"{frame_svg(frame, x_label='column')}<path class='profile {style}'></path></svg></div>"
     )
-
-
-def _profile_style(data_dim: int) -> str:
-    return "line s0" if data_dim > 40 else "bars"
 
 
 def _pad(codes: Array | None, labels: Array | None) -> str:

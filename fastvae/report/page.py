@@ -18,7 +18,7 @@ from fastvae.report.subject import Subject
 if TYPE_CHECKING:
     from fastvae.model import Model
 
-__all__ = ["assemble", "write", "write_subject"]
+__all__ = ["assemble", "write", "write_page", "write_subject"]
 
 _FOLDER = Path(__file__).parent
 
@@ -86,13 +86,12 @@ def write(
 def write_subject(path: Path, subject: Subject) -> None:
     """Write the page of a subject."""
     network = subject.model.network_
-    under = (
-        f"{network.latent_dim:,} latent dimension{'' if network.latent_dim == 1 else 's'}, {network.likelihood} likelihood, "
-        f"{subject.model.algorithm_}"
-    )
+    plural = "" if network.latent_dim == 1 else "s"
+    under = [f"{network.latent_dim:,} latent dimension{plural}", f"{network.likelihood} likelihood"]
+    under.append(subject.model.algorithm_)
     if "data" in subject.data:
-        under = f"{Path(subject.data['data']).name}, {under}"
-    _write(path, assemble(subject.title, under, final_figures(subject), sections(subject)))
+        under.insert(0, Path(subject.data["data"]).name)
+    write_page(path, assemble(subject.title, " · ".join(under), final_figures(subject), sections(subject)))
 
 
 def assemble(
@@ -112,7 +111,8 @@ def assemble(
     from fastvae import __version__
 
     stats = "".join(
-        f"<div class=stat><dd><b>{escape(value)}</b> <span class=unit>{escape(unit)}</span></dd><dt>{escape(told)}</dt></div>"
+        f"<div class=stat><dd><b>{escape(value)}</b> <span class=unit>{escape(unit)}</span></dd>"
+        f"<dt>{escape(told)}</dt></div>"
         for value, unit, told in figures
     )
     return Template((_FOLDER / "page.html").read_text()).substitute(
@@ -130,6 +130,7 @@ def assemble(
     )
 
 
-def _write(path: Path, page: str) -> None:
+def write_page(path: Path, page: str) -> None:
+    """Write a page, entirely or not at all."""
     with replace_file(path) as stream:
         stream.write(page.encode())

@@ -16,7 +16,7 @@ from fastvae.report.explorer import Start, data_uri, latent_frame
 from fastvae.report.pictures import comparison_grid, grid
 from fastvae.report.subject import Subject
 
-__all__ = ["CURVES", "final_figures", "sections", "table"]
+__all__ = ["CURVES", "configuration", "duration", "final_figures", "sections", "table", "unit_range"]
 
 # title, unit, column of the training rows, column of the test rows, decimals
 CURVES = (
@@ -36,10 +36,9 @@ def sections(subject: Subject) -> list[tuple[str, str, str]]:
     """Return name, title and content of each section of a page; what does not apply is left out."""
     parts = (
         ("explorer", "Explorer", _explorer(subject)),
-        ("curves", "Curves", _curves(subject)),
+        ("curves", "Curves and throughput", _curves(subject)),
         ("latents", "Latent space", _latents(subject)),
         ("pictures", "Reconstructions and samples", _pictures(subject)),
-        ("throughput", "Throughput", _throughput(subject)),
         ("configuration", "Configuration and machine", _configuration(subject)),
         ("history", "History", _history(subject)),
     )
@@ -57,8 +56,8 @@ def final_figures(subject: Subject) -> list[tuple[str, str, str]]:
             (
                 f"{number(found['elbo'])}{spread}",
                 "nats per datapoint",
-                f"{subject.split} bound, {found['n_rows']:,} rows, {found['n_draws']} draws of z each; ± is the standard "
-                "error over rows",
+                f"{subject.split} bound (ELBO) of {found['n_rows']:,} rows, {found['n_draws']} draws of z each; "
+                "± is the standard error over rows",
             )
         )
         figures.append((number(found["kl"]), "nats", "KL divergence of q(z|x) from the prior"))
@@ -74,8 +73,13 @@ def final_figures(subject: Subject) -> list[tuple[str, str, str]]:
     speed = state.samples / max(state.seconds, 1e-9)
     figures.append((f"{speed:,.0f}", "samples/s", f"{state.samples:,} samples in {state.step:,} steps"))
     epochs = f"{state.epochs_closed:,} epoch{'' if state.epochs_closed == 1 else 's'}"
-    figures.append((_duration(state.seconds), "", f"training time, {epochs}"))
+    figures.append((duration(state.seconds), "", f"training time, {epochs}"))
     return figures
+
+
+def unit_range(column: str, latent_dim: int) -> tuple[float, float] | None:
+    """Return the range of a chart of numbers of latent dimensions; None for any other column."""
+    return (0.0, 1.08 * latent_dim) if column == "active_units" else None
 
 
 def _curves(subject: Subject) -> str:
@@ -88,10 +92,17 @@ def _curves(subject: Subject) -> str:
             if any(value is not None for value in history.get(column, ()))
         ]
         if series:
-            charts.append(line_chart(title, series, x_label="epoch", unit=unit, digits=digits))
+            limits = unit_range(test, subject.model.network_.latent_dim)
+            charts.append(line_chart(title, series, x_label="epoch", unit=unit, digits=digits, y_range=limits))
     if not charts:
         return "<p class=note>No epoch is complete yet.</p>"
-    told = "Values of train are means over the minibatches of an epoch while it trained, those of test are taken after it."
+    speeds = history["samples_per_second"]
+    series, limits = [Series("training", history["epoch"], speeds, "s0")], (0.0, 1.08 * max(speeds))
+    charts.append(line_chart("Throughput", series, x_label="epoch", unit="samples/s", digits=0, y_range=limits))
+    told = (
+        "Train: means over an epoch's minibatches while it trained. Test: taken after it. Throughput is that of the "
+        "engine, without evaluation and checkpoints."
+    )
     return f"<div class=charts>{''.join(charts)}</div><p class=note>{told}</p>"
 
 
@@ -114,8 +125,9 @@ def _latents(subject: Subject) -> str:
         what = f"Posterior means of {len(codes):,} {subject.split} rows" + ("" if labels is None else ", by label")
         more = "" if subject.model.network_.latent_dim == 2 else ", the two most used dimensions"
         parts.append(
-            f"<figure class='chart square'><figcaption><b>{what}</b><span class=unit>z{first} and z{second}{more}</span>"
-            f"</figcaption><svg viewBox='0 0 {frame.width:g} {frame.height:g}' role=img "
+            f"<figure class=chart><figcaption><b>{what}</b>"
+            f"<span class=unit>z{first} and z{second}{more}</span></figcaption>"
+            f"<svg viewBox='0 0 {frame.width:g} {frame.height:g}' role=img "
             f"aria-label='{what}: z{first} to the right, z{second} upwards'>{inside}</svg></figure>"
         )
     if subject.model.network_.latent_dim == 2 and subject.image_shape is not None:
@@ -127,6 +139,7 @@ def _latents(subject: Subject) -> str:
                 "Manifold",
                 f"Means of p(x|z) on a grid of {side} × {side} codes, even in the prior's probability: z0 rises to the "
                 "right, z1 upwards.",
+                " large",
             )
         )
     return f"<div class=charts>{''.join(parts)}</div>" if parts else ""
@@ -155,10 +168,10 @@ def _images(subject: Subject, shape: tuple[int, int]) -> str:
     return "".join(parts)
 
 
-def _picture(picture: Array, title: str, told: str) -> str:
+def _picture(picture: Array, title: str, told: str, style: str = "") -> str:
     height, width = picture.shape
     return (
-        f"<figure class=picture><figcaption><b>{title}</b> <span class=unit>{escape(told)}</span></figcaption>"
+        f"<figure class='picture{style}'><figcaption><b>{title}</b> <span class=unit>{escape(told)}</span></figcaption>"
         f"<img width={width} height={height} alt='{escape(f'{title}. {told}')}' src='{data_uri(picture)}'></figure>"
     )
 
@@ -220,46 +233,31 @@ def _starts(subject: Subject, value_range: tuple[float, float]) -> list[Start]:
     ]
 
 
-def _throughput(subject: Subject) -> str:
-    history = subject.model.history_
-    if not history.get("samples_per_second"):
-        return ""
-    series = [Series("training", history["epoch"], history["samples_per_second"], "s0")]
-    top = max(history["samples_per_second"])
-    chart = line_chart(
-        "Training speed", series, x_label="epoch", unit="samples/s", y_range=(0.0, 1.08 * top), digits=0
-    )
-    return f"<div class=charts>{chart}</div><p class=note>Time in the engine; evaluation and checkpoints are not in it.</p>"
-
-
-def _configuration(subject: Subject) -> str:
+def configuration(subject: Subject) -> dict[str, dict[str, str]]:
+    """Return what a model was trained with, as text by name, in groups."""
     model, network, engine = subject.model, subject.model.network_, subject.engine
-    optimizer = model.optimizer_
-    values = settings.to_json(model)
+    optimizer, values = model.optimizer_, settings.to_json(model)
     widths = (*network.encoder_dims[:-1], network.latent_dim, *network.decoder_dims[1:-1], network.data_dim)
+    head = {"mean": network.mean, "logvar floor": network.logvar_floor} if network.likelihood == "gaussian" else {}
+    chosen = ("batch_size", "n_draws", "kl_weight", "kl_warmup", "binarize", "prior", "init")
+    rows = {} if subject.dataset is None else {f"{subject.split} rows": f"{subject.dataset.n_rows:,}"}
     groups: dict[str, dict[str, Any]] = {
         "Model": {
             "network": " – ".join(f"{width:,}" for width in widths),
             "parameters": f"{network.layout.size:,}",
             "activation": network.activation,
             "likelihood": network.likelihood,
-            **({"mean": network.mean, "logvar floor": network.logvar_floor} if network.likelihood == "gaussian" else {}),
+            **head,
         },
         "Training": {
             "algorithm": model.algorithm_ + (f", {model.estimator_}" if model.algorithm_ == "aevb" else ""),
             "optimizer": optimizer.name,
             "learning rate": f"{optimizer.learning_rate:g}",
-            **{name.replace("_", " "): values[name] for name in ("batch_size", "n_draws", "kl_weight", "kl_warmup")},
-            **{name.replace("_", " "): values[name] for name in ("binarize", "prior", "init")},
+            **{name.replace("_", " "): values[name] for name in chosen},
             "epochs": f"{model.state_.epochs_closed:,} of {model.n_epochs:,}",
             "seed": model.seed_,
         },
-        "Data": {
-            **subject.data,
-            "rows": f"{model.n_samples_seen_:,} to train on",
-            "scale": f"{model.scale_:.6g}",
-            **({} if subject.dataset is None else {f"{subject.split} rows": f"{subject.dataset.n_rows:,}"}),
-        },
+        "Data": {**subject.data, "training rows": f"{model.n_samples_seen_:,}", **rows, "scale": f"{model.scale_:.6g}"},
         "Machine": {
             "processor": engine.get("processor"),
             "threads": engine["n_threads"],
@@ -267,15 +265,19 @@ def _configuration(subject: Subject) -> str:
             "precision": engine["precision"],
         },
     }
-    return "<div class=groups>" + "".join(_group(title, lines) for title, lines in groups.items()) + "</div>"
+    return {
+        title: {name: _plain(value) for name, value in lines.items() if value is not None}
+        for title, lines in groups.items()
+    }
 
 
-def _group(title: str, lines: Mapping[str, Any]) -> str:
-    shown = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(_plain(value))}</dd></div>"
-        for name, value in lines.items()
-        if value is not None
-    )
+def _configuration(subject: Subject) -> str:
+    groups = configuration(subject).items()
+    return f"<div class=groups>{''.join(_group(title, lines) for title, lines in groups)}</div>"
+
+
+def _group(title: str, lines: Mapping[str, str]) -> str:
+    shown = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in lines.items())
     return f"<div><h3>{title}</h3><dl>{shown}</dl></div>"
 
 
@@ -305,14 +307,29 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else number(value, 0 if abs(value) >= 10_000 else 3)
 
 
-def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Return a table that scrolls by itself where the page is too narrow for it. Cells are text."""
+def table(header: Iterable[str], rows: Iterable[Iterable[str]], *, best: int | None = None) -> str:
+    """Return a table that scrolls by itself where the page is too narrow for it.
+
+    Parameters
+    ----------
+    header : iterable of str
+    rows : iterable of iterables of str
+        Text; the first of each row is its name.
+    best : int, optional
+        Row that is marked.
+    """
     head = "".join(f"<th scope=col>{escape(name)}</th>" for name in header)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    lines = []
+    for i, (name, *cells) in enumerate(rows):
+        mark = "<span class=badge>best</span>" if i == best else ""
+        shown = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        lines.append(f"<tr><th scope=row>{escape(name)}{mark}</th>{shown}</tr>")
+    body = "".join(lines)
     return f"<div class=scroll tabindex=0><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Write a time with its unit."""
     if seconds < 100:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

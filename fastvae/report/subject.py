@@ -12,7 +12,7 @@ import numpy as np
 
 from fastvae import backends, settings
 from fastvae.data import Dataset
-from fastvae.errors import CheckpointError, DataError, FastvaeError, one_line
+from fastvae.errors import DataError, one_line
 from fastvae.evaluation import Bound
 from fastvae.kernels import Array
 from fastvae.training.algorithm import algorithm_class
@@ -130,7 +130,7 @@ def of_run(folder: Path, model: Model, metadata: Mapping[str, Any], **known: Any
         Its name is the title.
     model : Model
     metadata : mapping
-        The checkpoint's.
+        The checkpoint's; without its engine the one at hand is named.
     **known
         What the caller has at hand of the dataset, its split, labels, bound, or why there is none.
     """
@@ -138,7 +138,7 @@ def of_run(folder: Path, model: Model, metadata: Mapping[str, Any], **known: Any
     data = {"data": run["data"]} if "data" in run else {}
     if run.get("test_fraction") is not None:
         data["test fraction"] = run["test_fraction"]
-    return Subject(model=model, title=folder.resolve().name, engine=metadata["engine"], data=data, **known)
+    return Subject(model=model, title=folder.resolve().name, engine=metadata.get("engine", {}), data=data, **known)
 
 
 def run_rows(metadata: Mapping[str, Any], *, data_dir: Path | None = None) -> dict[str, Any]:
