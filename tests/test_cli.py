@@ -98,6 +98,7 @@ def test_a_run_leaves_checkpoint_configuration_history_and_pictures(run_folder: 
         "config.json",
         "history.csv",
         "reconstructions.png",
+        "report.html",
         "result.json",
         "samples.png",
     }

@@ -73,6 +73,7 @@ def test_wheel_installs_in_a_clean_environment(tmp_path: Path, backend: str) -> 
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {"fastvae/kernels/cuda/dense.cu", "fastvae/kernels/cuda/ptx.cuh"} <= set(names)
+    assert {f"fastvae/report/{name}" for name in ("page.html", "report.css", "report.js", "explorer.js")} <= set(names)
     venv.create(tmp_path / "clean", with_pip=True)
     python = tmp_path / "clean" / "bin" / "python"
     run(python, "-m", "pip", "install", "--quiet", wheel, cwd=tmp_path)

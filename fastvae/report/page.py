@@ -115,18 +115,20 @@ def assemble(
         f"<dt>{escape(told)}</dt></div>"
         for value, unit, told in figures
     )
-    return Template((_FOLDER / "page.html").read_text()).substitute(
+    return Template((_FOLDER / "page.html").read_text("utf-8")).substitute(
         title=escape(title),
         under=escape(under),
-        style=(_FOLDER / "report.css").read_text(),
+        style=(_FOLDER / "report.css").read_text("utf-8"),
         stats=f"<dl class=stats>{stats}</dl>" if stats else "",
         links="".join(f"<a href='#{name}'>{escape(text)}</a>" for name, text, _ in parts),
         sections="\n".join(
             f"<section id={name}><h2>{escape(text)}</h2>{content}</section>" for name, text, content in parts
         ),
         version=escape(__version__),
-        script=(_FOLDER / "report.js").read_text(),
-        explorer=(_FOLDER / "explorer.js").read_text() if any(name == "explorer" for name, _, _ in parts) else "",
+        script=(_FOLDER / "report.js").read_text("utf-8"),
+        explorer=(_FOLDER / "explorer.js").read_text("utf-8")
+        if any(name == "explorer" for name, _, _ in parts)
+        else "",
     )
 
 

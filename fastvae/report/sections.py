@@ -14,7 +14,7 @@ from fastvae.report import explorer as explorers
 from fastvae.report.charts import Series, bar_chart, line_chart, number, scatter_svg
 from fastvae.report.explorer import Start, data_uri, latent_frame
 from fastvae.report.pictures import comparison_grid, grid
-from fastvae.report.subject import Subject
+from fastvae.report.subject import Subject, shown_dimensions
 
 __all__ = ["CURVES", "configuration", "duration", "final_figures", "sections", "table", "unit_range"]
 
@@ -30,6 +30,7 @@ CURVES = (
 )
 _MAX_BARS = 100
 _PROFILES = 6
+_STARTS = 10
 
 
 def sections(subject: Subject) -> list[tuple[str, str, str]]:
@@ -73,7 +74,7 @@ def final_figures(subject: Subject) -> list[tuple[str, str, str]]:
     speed = state.samples / max(state.seconds, 1e-9)
     figures.append((f"{speed:,.0f}", "samples/s", f"{state.samples:,} samples in {state.step:,} steps"))
     epochs = f"{state.epochs_closed:,} epoch{'' if state.epochs_closed == 1 else 's'}"
-    figures.append((duration(state.seconds), "", f"training time, {epochs}"))
+    figures.append((duration(state.seconds), "training time", epochs))
     return figures
 
 
@@ -117,7 +118,7 @@ def _latents(subject: Subject) -> str:
         parts.append(bar_chart(title, names, kl[order].tolist(), x_label="latent dimension", unit="nats per datapoint"))
     is_on_pad = subject.model.network_.latent_dim == 2 and explorers.left_out(subject.model) is None
     if subject.codes is not None and subject.model.network_.latent_dim > 1 and not is_on_pad:
-        first, second = subject.shown_dimensions
+        first, second = shown_dimensions(subject.codes, subject.kl_per_dimension)
         codes = subject.codes[:, [first, second]]
         labels = None if subject.labels is None else subject.labels[: len(codes)]
         frame = latent_frame(codes)
@@ -215,21 +216,21 @@ def _explorer(subject: Subject) -> str:
 
 def _starts(subject: Subject, value_range: tuple[float, float]) -> list[Start]:
     """Choose rows to start from: one of each label, else the first ones."""
-    if subject.pairs is None or subject.codes is None:
+    if subject.dataset is None or subject.codes is None:
         return []
-    seen, labels, shape = subject.pairs[0], subject.labels, subject.image_shape
-    chosen = list(range(min(10, len(seen))))
+    codes, labels, shape = subject.codes, subject.labels, subject.image_shape
+    chosen = list(range(min(_STARTS, len(codes))))
     if labels is not None:
-        firsts = np.unique(labels[: len(seen)], return_index=True)[1].tolist()
-        chosen = firsts[:12]
+        chosen = np.unique(labels[: len(codes)], return_index=True)[1].tolist()[:_STARTS]
+    seen = subject.dataset.select(chosen).as_seen()
     low, high = value_range
     return [
         Start(
             f"{subject.split} row {i}" + ("" if labels is None else f", label {labels[i]}"),
-            subject.codes[i],
-            None if shape is None else (seen[i].reshape(shape) - low) / (high - low),
+            codes[i],
+            None if shape is None else (row.reshape(shape) - low) / (high - low),
         )
-        for i in chosen
+        for i, row in zip(chosen, seen, strict=True)
     ]
 
 

@@ -15,12 +15,11 @@ from fastvae.data import Dataset
 from fastvae.errors import DataError, one_line
 from fastvae.evaluation import Bound
 from fastvae.kernels import Array
-from fastvae.training.algorithm import algorithm_class
 
 if TYPE_CHECKING:
     from fastvae.model import Model
 
-__all__ = ["Subject", "of_run", "run_rows"]
+__all__ = ["Subject", "of_run", "run_rows", "shown_dimensions"]
 
 # Rows whose posterior means are shown, and rows that are shown beside their reconstructions.
 SCATTER_ROWS, PAIR_ROWS = 2000, 30
@@ -75,14 +74,8 @@ class Subject:
                 "n_threads": self.model.n_threads or backends.default_threads(),
                 "processor": backends.processor(),
             }
-        if self.dataset is not None and self.bound is None and self.has_bound:
+        if self.dataset is not None and self.bound is None and settings.has_bound(self.model):
             self.bound = self.model.evaluate(self.dataset)
-
-    @property
-    def has_bound(self) -> bool:
-        """Whether the model has a bound to be measured."""
-        kind = algorithm_class(self.model.algorithm_, self.model.estimator_)
-        return kind.has_bound and kind.encodes
 
     @cached_property
     def codes(self) -> Array | None:
@@ -108,17 +101,21 @@ class Subject:
         """Mean nats of each latent dimension over the rows, shape (J,)."""
         return None if self.bound is None else self.bound.kl_per_dimension
 
-    @property
-    def shown_dimensions(self) -> tuple[int, int]:
-        """The two latent dimensions to be shown: those of the largest KL divergence, or of the widest codes."""
-        if self.model.network_.latent_dim == 2:
-            return 0, 1
-        weight = self.kl_per_dimension
-        if weight is None:
-            assert self.codes is not None
-            weight = self.codes.var(axis=0)
-        first, second = np.argsort(-weight, kind="stable")[:2].tolist()
-        return first, second
+
+def shown_dimensions(codes: Array, kl_per_dimension: Array | None) -> tuple[int, int]:
+    """Return the two latent dimensions to be shown: those of the largest KL divergence, or of the widest codes.
+
+    Parameters
+    ----------
+    codes : ndarray of shape (n, J)
+        J at least 2.
+    kl_per_dimension : ndarray of shape (J,), or None
+    """
+    if codes.shape[1] == 2:
+        return 0, 1
+    weight = codes.var(axis=0) if kl_per_dimension is None else kl_per_dimension
+    first, second = np.argsort(-weight, kind="stable")[:2].tolist()
+    return first, second
 
 
 def of_run(folder: Path, model: Model, metadata: Mapping[str, Any], **known: Any) -> Subject:
