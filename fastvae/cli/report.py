@@ -55,20 +55,16 @@ def _subjects(
     runs: tuple[Path, ...], *, data_dir: Path | None, backend: str | None, threads: int | None
 ) -> list[Subject]:
     """Open the runs, the rows of each source once."""
-    from fastvae.errors import DataError, one_line
     from fastvae.report.subject import of_run, run_rows
 
     loaded: dict[str, Any] = {}
     subjects = []
     for run in runs:
         _, checkpoint, model = open_model(run, backend=backend, threads=threads)
-        key = str([(checkpoint.metadata.get("run") or {}).get(name) for name in ("data", "data_dir", "test_fraction")])
-        rows = loaded.get(key) or loaded.setdefault(key, run_rows(checkpoint.metadata, data_dir=data_dir))
-        try:
-            subject = of_run(run, model, checkpoint.metadata, **rows)
-        except DataError as error:  # the file holds other rows by now
-            rows = {"absent": one_line(error)}
-            subject = of_run(run, model, checkpoint.metadata, **rows)
+        key = str([checkpoint.metadata.get("run"), checkpoint.metadata["data"]["fingerprint"]])
+        if key not in loaded:
+            loaded[key] = run_rows(checkpoint.metadata, data_dir=data_dir)
+        subject = of_run(run, model, checkpoint.metadata, **loaded[key])
         if subject.absent:
             note(f"{run} is shown without its data: {subject.absent}")
         subjects.append(subject)

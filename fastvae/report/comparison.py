@@ -12,8 +12,9 @@ import numpy as np
 from fastvae.evaluation import compare
 from fastvae.report.charts import Series, line_chart, number
 from fastvae.report.page import assemble, write_page
-from fastvae.report.sections import CURVES, configuration, duration, table, unit_range
+from fastvae.report.sections import CURVES, unit_range
 from fastvae.report.subject import Subject
+from fastvae.report.tables import configuration, duration, table
 
 __all__ = ["ranking", "write_comparison"]
 

@@ -4,7 +4,7 @@
 //   set(z)     moves there; the picture follows with the next frame
 //   z          where it stands, a copy
 (() => {
-  const root = document.getElementById("explorer");
+  const root = document.getElementById("explorer-panel");
   if (!root) return;
   const spec = JSON.parse(document.getElementById("explorer-spec").textContent);
   const weights = floats(document.getElementById("explorer-weights").textContent);

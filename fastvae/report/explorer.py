@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_PAGE_BYTES", "Start", "data_uri", "explorer", "latent_frame", "left_out", "script_json"]
 
-# A page is no larger; the weights may take all but what the rest of it comes to.
+# A page with an explorer is no larger.
 MAX_PAGE_BYTES = 16_000_000
-_REST_BYTES = 2_000_000
 MAX_SLIDERS = 20
 
 
@@ -41,15 +40,22 @@ class Start:
         self.name, self.code, self.picture = name, code, picture
 
 
-def left_out(model: Model) -> str | None:
-    """Say in a sentence why a model's page has no explorer; None when it has."""
+def left_out(model: Model, *, room: int) -> str | None:
+    """Say in a sentence why a model's page has no explorer; None when it has.
+
+    Parameters
+    ----------
+    model : Model
+    room : int
+        Bytes that the rest of the page leaves to it.
+    """
     network = model.network_
     if network.latent_dim > MAX_SLIDERS:
         return f"It has sliders for up to {MAX_SLIDERS} latent dimensions, and this model has {network.latent_dim:,}."
     n_bytes = sum(4 * weight.size for weight in _decoder(model)) * 4 // 3
-    if n_bytes > MAX_PAGE_BYTES - _REST_BYTES:
+    if n_bytes > room:
         return (
-            f"The decoder would take {n_bytes / 1e6:,.0f} MB of this page, which is kept below "
+            f"The decoder would take {n_bytes / 1e6:,.1f} MB of this page, which is kept below "
             f"{MAX_PAGE_BYTES / 1e6:.0f} MB."
         )
     return None
@@ -76,7 +82,7 @@ def explorer(
     Parameters
     ----------
     model : Model
-        One for which `left_out` is None.
+        One for which `left_out` returns None.
     image_shape : tuple of int, or None
         (height, width) if the rows are images.
     value_range : tuple of float
@@ -109,7 +115,7 @@ def explorer(
     }
     weights = b"".join(np.ascontiguousarray(weight, "<f4").tobytes() for weight in _decoder(model))
     return (
-        f"<div class='explorer{' with-pad' if is_plane else ''}' id=explorer>"
+        f"<div class='explorer{' with-pad' if is_plane else ''}' id=explorer-panel>"
         f"{_screen(network.data_dim, image_shape, value_range)}"
         f"{_pad(codes, labels) if is_plane else ''}"
         f"<div class=controls><div class=buttons><button type=button id=explorer-random>Draw from the prior</button>"

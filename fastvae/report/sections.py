@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
 from html import escape
-from typing import Any
 
 import numpy as np
 
-from fastvae import settings
 from fastvae.kernels import Array
 from fastvae.report import explorer as explorers
 from fastvae.report.charts import Series, bar_chart, line_chart, number, scatter_svg
 from fastvae.report.explorer import Start, data_uri, latent_frame
 from fastvae.report.pictures import comparison_grid, grid
 from fastvae.report.subject import Subject, shown_dimensions
+from fastvae.report.tables import configuration_lists, duration, history_table
 
-__all__ = ["CURVES", "configuration", "duration", "final_figures", "sections", "table", "unit_range"]
+__all__ = ["CURVES", "final_figures", "sections", "unit_range"]
 
 # title, unit, column of the training rows, column of the test rows, decimals
 CURVES = (
@@ -31,17 +30,28 @@ CURVES = (
 _MAX_BARS = 100
 _PROFILES = 6
 _STARTS = 10
+# Of a picture, as the model has them: of larger images fewer are shown.
+_MAX_PIXELS = 1_000_000
+# What a page has besides the sections counted.
+_REST_BYTES = 200_000
 
 
 def sections(subject: Subject) -> list[tuple[str, str, str]]:
     """Return name, title and content of each section of a page; what does not apply is left out."""
+    curves, latents, scatter = _curves(subject), _latents(subject), _scatter(subject)
+    pictures, history = _pictures(subject), history_table(subject)
+    used = sum(map(len, (curves, latents, scatter, pictures, history)))
+    reason = explorers.left_out(subject.model, room=explorers.MAX_PAGE_BYTES - used - _REST_BYTES)
+    explorer = _explorer(subject) if reason is None else f"<p class=note>The explorer is left out. {reason}</p>"
+    if reason is None and subject.model.network_.latent_dim == 2:
+        scatter = ""  # the explorer's plane shows it
     parts = (
-        ("explorer", "Explorer", _explorer(subject)),
-        ("curves", "Curves and throughput", _curves(subject)),
-        ("latents", "Latent space", _latents(subject)),
-        ("pictures", "Reconstructions and samples", _pictures(subject)),
-        ("configuration", "Configuration and machine", _configuration(subject)),
-        ("history", "History", _history(subject)),
+        ("explorer", "Explorer", explorer),
+        ("curves", "Curves and throughput", curves),
+        ("latents", "Latent space", f"<div class=charts>{scatter}{latents}</div>" if scatter + latents else ""),
+        ("pictures", "Reconstructions and samples", pictures),
+        ("configuration", "Configuration and machine", configuration_lists(subject)),
+        ("history", "History", history),
     )
     return [part for part in parts if part[2]]
 
@@ -116,34 +126,33 @@ def _latents(subject: Subject) -> str:
         if len(kl) > len(order):
             title = f"KL divergence of the {_MAX_BARS} most used of {len(kl):,} dimensions"
         parts.append(bar_chart(title, names, kl[order].tolist(), x_label="latent dimension", unit="nats per datapoint"))
-    is_on_pad = subject.model.network_.latent_dim == 2 and explorers.left_out(subject.model) is None
-    if subject.codes is not None and subject.model.network_.latent_dim > 1 and not is_on_pad:
-        first, second = shown_dimensions(subject.codes, subject.kl_per_dimension)
-        codes = subject.codes[:, [first, second]]
-        labels = None if subject.labels is None else subject.labels[: len(codes)]
-        frame = latent_frame(codes)
-        inside = scatter_svg(codes, labels, frame, x_label=_z(first), y_label=_z(second))
-        what = f"Posterior means of {len(codes):,} {subject.split} rows" + ("" if labels is None else ", by label")
-        more = "" if subject.model.network_.latent_dim == 2 else ", the two most used dimensions"
-        parts.append(
-            f"<figure class=chart><figcaption><b>{what}</b>"
-            f"<span class=unit>z{first} and z{second}{more}</span></figcaption>"
-            f"<svg viewBox='0 0 {frame.width:g} {frame.height:g}' role=img "
-            f"aria-label='{what}: z{first} to the right, z{second} upwards'>{inside}</svg></figure>"
-        )
     if subject.model.network_.latent_dim == 2 and subject.image_shape is not None:
-        side = 20
+        side = min(20, max(2, math.isqrt(_MAX_PIXELS // subject.model.n_features_in_)))
         picture = grid(subject.model.manifold(side), subject.image_shape, columns=side, ground=np.nan, side=28)
-        parts.append(
-            _picture(
-                picture,
-                "Manifold",
-                f"Means of p(x|z) on a grid of {side} × {side} codes, even in the prior's probability: z0 rises to the "
-                "right, z1 upwards.",
-                " large",
-            )
+        told = (
+            f"Means of p(x|z) on a grid of {side} × {side} codes, even in the prior's probability: z0 rises to the "
+            "right, z1 upwards."
         )
-    return f"<div class=charts>{''.join(parts)}</div>" if parts else ""
+        parts.append(_picture(picture, "Manifold", told, " large"))
+    return "".join(parts)
+
+
+def _scatter(subject: Subject) -> str:
+    if subject.codes is None or subject.model.network_.latent_dim == 1:
+        return ""
+    first, second = shown_dimensions(subject.codes, subject.kl_per_dimension)
+    codes = subject.codes[:, [first, second]]
+    labels = None if subject.labels is None else subject.labels[: len(codes)]
+    frame = latent_frame(codes)
+    inside = scatter_svg(codes, labels, frame, x_label=_z(first), y_label=_z(second))
+    what = f"Posterior means of {len(codes):,} {subject.split} rows" + ("" if labels is None else ", by label")
+    more = "" if subject.model.network_.latent_dim == 2 else ", the two most used dimensions"
+    return (
+        f"<figure class=chart><figcaption><b>{what}</b>"
+        f"<span class=unit>z{first} and z{second}{more}</span></figcaption>"
+        f"<svg viewBox='0 0 {frame.width:g} {frame.height:g}' role=img "
+        f"aria-label='{what}: z{first} to the right, z{second} upwards'>{inside}</svg></figure>"
+    )
 
 
 def _z(dimension: int) -> str:
@@ -160,11 +169,12 @@ def _pictures(subject: Subject) -> str:
 
 def _images(subject: Subject, shape: tuple[int, int]) -> str:
     parts = []
+    count = min(60, max(10, _MAX_PIXELS // subject.model.n_features_in_ // 10 * 10))
     if subject.pairs is not None:
-        pairs = comparison_grid(subject.pairs, shape, ground=np.nan)
+        pairs = comparison_grid([rows[:count] for rows in subject.pairs], shape, ground=np.nan)
         told = f"{subject.split.capitalize()} rows above, what the model makes of them below, line by line."
         parts.append(_picture(pairs, "Reconstructions", told))
-    samples = grid(subject.model.sample(60), shape, ground=np.nan)
+    samples = grid(subject.model.sample(count), shape, ground=np.nan)
     parts.append(_picture(samples, "Samples", "Means of p(x|z) for z drawn from the prior."))
     return "".join(parts)
 
@@ -197,8 +207,6 @@ def _profiles(subject: Subject) -> str:
 
 
 def _explorer(subject: Subject) -> str:
-    if reason := explorers.left_out(subject.model):
-        return f"<p class=note>The explorer is left out. {reason}</p>"
     model, shape = subject.model, subject.image_shape
     shown = [model.sample(60)] + ([] if subject.pairs is None else list(subject.pairs))
     low, high = min(float(rows.min()) for rows in shown), max(float(rows.max()) for rows in shown)
@@ -232,106 +240,3 @@ def _starts(subject: Subject, value_range: tuple[float, float]) -> list[Start]:
         )
         for i, row in zip(chosen, seen, strict=True)
     ]
-
-
-def configuration(subject: Subject) -> dict[str, dict[str, str]]:
-    """Return what a model was trained with, as text by name, in groups."""
-    model, network, engine = subject.model, subject.model.network_, subject.engine
-    optimizer, values = model.optimizer_, settings.to_json(model)
-    widths = (*network.encoder_dims[:-1], network.latent_dim, *network.decoder_dims[1:-1], network.data_dim)
-    head = {"mean": network.mean, "logvar floor": network.logvar_floor} if network.likelihood == "gaussian" else {}
-    chosen = ("batch_size", "n_draws", "kl_weight", "kl_warmup", "binarize", "prior", "init")
-    rows = {} if subject.dataset is None else {f"{subject.split} rows": f"{subject.dataset.n_rows:,}"}
-    groups: dict[str, dict[str, Any]] = {
-        "Model": {
-            "network": " – ".join(f"{width:,}" for width in widths),
-            "parameters": f"{network.layout.size:,}",
-            "activation": network.activation,
-            "likelihood": network.likelihood,
-            **head,
-        },
-        "Training": {
-            "algorithm": model.algorithm_ + (f", {model.estimator_}" if model.algorithm_ == "aevb" else ""),
-            "optimizer": optimizer.name,
-            "learning rate": f"{optimizer.learning_rate:g}",
-            **{name.replace("_", " "): values[name] for name in chosen},
-            "epochs": f"{model.state_.epochs_closed:,} of {model.n_epochs:,}",
-            "seed": model.seed_,
-        },
-        "Data": {**subject.data, "training rows": f"{model.n_samples_seen_:,}", **rows, "scale": f"{model.scale_:.6g}"},
-        "Machine": {
-            "processor": engine.get("processor"),
-            "threads": engine["n_threads"],
-            "backend": engine["backend"] + (f" ({engine['isa']})" if engine["isa"] else ""),
-            "precision": engine["precision"],
-        },
-    }
-    return {
-        title: {name: _plain(value) for name, value in lines.items() if value is not None}
-        for title, lines in groups.items()
-    }
-
-
-def _configuration(subject: Subject) -> str:
-    groups = configuration(subject).items()
-    return f"<div class=groups>{''.join(_group(title, lines) for title, lines in groups)}</div>"
-
-
-def _group(title: str, lines: Mapping[str, str]) -> str:
-    shown = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in lines.items())
-    return f"<div><h3>{title}</h3><dl>{shown}</dl></div>"
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _history(subject: Subject) -> str:
-    history = subject.model.history_
-    if not history:
-        return ""
-    count = len(history["epoch"])
-    kept = np.unique(np.linspace(0, count - 1, min(count, 200)).round().astype(int)).tolist()
-    rows = [[_cell(history[name][i]) for name in history] for i in kept]
-    told = "" if len(kept) == count else f" ({len(kept)} of {count:,} epochs; all are in history.csv)"
-    return (
-        f"<details><summary>All columns, epoch by epoch{told}</summary>"
-        f"{table([name.replace('_', ' ') for name in history], rows)}</details>"
-    )
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:,}" if isinstance(value, int) else number(value, 0 if abs(value) >= 10_000 else 3)
-
-
-def table(header: Iterable[str], rows: Iterable[Iterable[str]], *, best: int | None = None) -> str:
-    """Return a table that scrolls by itself where the page is too narrow for it.
-
-    Parameters
-    ----------
-    header : iterable of str
-    rows : iterable of iterables of str
-        Text; the first of each row is its name.
-    best : int, optional
-        Row that is marked.
-    """
-    head = "".join(f"<th scope=col>{escape(name)}</th>" for name in header)
-    lines = []
-    for i, (name, *cells) in enumerate(rows):
-        mark = "<span class=badge>best</span>" if i == best else ""
-        shown = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-        lines.append(f"<tr><th scope=row>{escape(name)}{mark}</th>{shown}</tr>")
-    body = "".join(lines)
-    return f"<div class=scroll tabindex=0><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-
-
-def duration(seconds: float) -> str:
-    """Write a time with its unit."""
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

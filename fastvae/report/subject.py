@@ -155,6 +155,7 @@ def run_rows(metadata: Mapping[str, Any], *, data_dir: Path | None = None) -> di
     """
     from fastvae.data import load
     from fastvae.data.labels import known_labels
+    from fastvae.training.state import fingerprint
 
     run = metadata.get("run")
     if not run:
@@ -162,6 +163,8 @@ def run_rows(metadata: Mapping[str, Any], *, data_dir: Path | None = None) -> di
     folder = run["data_dir"] if data_dir is None else data_dir
     try:
         halves = load(run["data"], data_dir=folder, test_fraction=run["test_fraction"])
+        if fingerprint(halves.train) != metadata["data"]["fingerprint"]:
+            return {"absent": f"the rows of {run['data']} are not those of the run"}
         split = "train" if halves.test is None else "test"
         dataset = halves.train if halves.test is None else halves.test
         return {"dataset": dataset, "split": split, "labels": known_labels(dataset, split=split, data_dir=folder)}
