@@ -23,7 +23,7 @@ RUNS = {"mnist-2": ("--latent-dim", "2"), "mnist-10": ("--latent-dim", "10")}
 SHOTS = {
     "desktop-light": ("mnist-10/report.html", (1280, 1500), False, ""),
     "desktop-dark": ("mnist-2/report.html", (1280, 1500), True, ""),
-    "phone": ("mnist-2/report.html", (390, 844), False, "fastvaeExplorer.set([0.6, -0.9]); explorer.scrollIntoView()"),
+    "phone": ("mnist-2/report.html", (390, 844), False, "fastvaeExplorer.set([0.6, -0.9]); location.hash = 'explorer'"),
     "comparison": ("comparison.html", (1280, 1250), False, ""),
 }
 
@@ -47,6 +47,7 @@ def main(work: Path) -> None:
                 name,
             ]
             subprocess.run(command, cwd=work, check=True)
+        subprocess.run([fastvae, "report", name], cwd=work, check=True)
     subprocess.run([fastvae, "report", *RUNS], cwd=work, check=True)
     for name, (page, size, is_dark, script) in SHOTS.items():
         picture = Image.open(io.BytesIO(shot(work / page, size, is_dark, script))).convert("RGB")

@@ -79,7 +79,7 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]], *, best: int | N
         shown = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
         lines.append(f"<tr><th scope=row>{escape(name)}{mark}</th>{shown}</tr>")
     body = "".join(lines)
-    return f"<div class=scroll tabindex=0><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    return f"<div class=scroll tabindex=0 role=region aria-label=Table><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def duration(seconds: float) -> str:
