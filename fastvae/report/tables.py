@@ -79,7 +79,8 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]], *, best: int | N
         shown = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
         lines.append(f"<tr><th scope=row>{escape(name)}{mark}</th>{shown}</tr>")
     body = "".join(lines)
-    return f"<div class=scroll tabindex=0 role=region aria-label=Table><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    whole = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<div class=scroll tabindex=0 role=region aria-label=Table>{whole}</div>"
 
 
 def duration(seconds: float) -> str:
