@@ -107,6 +107,16 @@ def test_without_rows_a_page_says_so(tmp_path: Path) -> None:
     assert "id=explorer-panel>" in text
 
 
+def test_before_the_first_epoch_there_are_no_curves(tmp_path: Path) -> None:
+    model = fitted(algorithm="mcem")
+    model.history_.clear()
+
+    text = page_of(model, tmp_path / "run.html", image_shape=SHAPE)
+
+    assert "No epoch is complete yet." in text
+    assert "training time</span></dd><dt>0 epochs" in text
+
+
 @pytest.mark.parametrize("algorithm", ["mcem", "autoencoder", "wake-sleep", "full-vb"])
 def test_every_algorithm_has_a_page(algorithm: str, tmp_path: Path) -> None:
     model = fitted(3, algorithm=algorithm, scatter=0.0)
