@@ -30,9 +30,9 @@ def report(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Write the report of a run again, or of several runs a page that compares them.
+    """Write the report of a run, or compare several.
 
-    It is one HTML file that needs nothing else, by default RUN/report.html or comparison.html. A run that is going on
+    A report is one HTML file that needs nothing else, by default RUN/report.html or comparison.html. A run that is going on
     is shown by its newest checkpoint. Where its data are absent the page says so and goes without reconstructions.
     """
     from fastvae.report.comparison import write_comparison
