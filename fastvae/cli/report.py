@@ -32,8 +32,8 @@ def report(
 ) -> None:
     """Write the report of a run, or compare several.
 
-    A report is one HTML file that needs nothing else, by default RUN/report.html or comparison.html. A run that is going on
-    is shown by its newest checkpoint. Where its data are absent the page says so and goes without reconstructions.
+    A report is one HTML file that needs nothing else, by default RUN/report.html or comparison.html. A run that is
+    going on is shown by its newest checkpoint. Where its data are absent the page has no reconstructions and says so.
     """
     from fastvae.report.comparison import write_comparison
     from fastvae.report.page import write_subject
