@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from fastvae import __version__, backends, settings
 from fastvae.checkpoint import Checkpoint, load_latest, read
 from fastvae.errors import CheckpointError
@@ -16,7 +18,7 @@ from fastvae.optimizer import Optimizer
 from fastvae.training.algorithm import algorithm_class
 from fastvae.training.state import State
 
-__all__ = ["from_checkpoint", "read_model", "to_checkpoint"]
+__all__ = ["checkpoint_folder", "from_checkpoint", "read_model", "to_checkpoint"]
 
 M = TypeVar("M", bound=Model)
 
@@ -41,6 +43,7 @@ def to_checkpoint(model: Model, **extra: Any) -> Checkpoint:
         "data": {
             "scale": model.scale_,
             "integer": model.integer_data_,
+            "feature_names": [*getattr(model, "feature_names_in_", ())],
             "image_shape": None if model.image_shape_ is None else list(model.image_shape_),
             "fingerprint": model.fingerprint_,
             "n_samples_seen": model.n_samples_seen_,
@@ -78,6 +81,8 @@ def from_checkpoint(checkpoint: Checkpoint, kind: type[M]) -> M:
         model.n_features_in_ = model.network_.data_dim
         data = metadata["data"]
         model.scale_, model.integer_data_ = float(data["scale"]), bool(data["integer"])
+        if names := data.get("feature_names"):
+            model.feature_names_in_ = np.array(names, dtype=object)
         model.image_shape_ = None if data["image_shape"] is None else tuple(data["image_shape"])
         model.fingerprint_, model.n_samples_seen_ = data["fingerprint"], int(data["n_samples_seen"])
         model.state_ = State.from_checkpoint(
@@ -94,6 +99,12 @@ def from_checkpoint(checkpoint: Checkpoint, kind: type[M]) -> M:
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"its metadata do not describe a VAE of this version ({error!r})") from error
     return model
+
+
+def checkpoint_folder(folder: Path) -> Path:
+    """Return where the checkpoints of a folder are: in that of a run of the command line they have one of their own."""
+    own = folder / "checkpoints"
+    return own if own.is_dir() else folder
 
 
 def read_model(
@@ -121,8 +132,7 @@ def read_model(
     """
     path = Path(path)
     if path.is_dir():
-        folder = path / "checkpoints"
-        path, checkpoint = load_latest(folder if folder.is_dir() else path, on_damaged)
+        path, checkpoint = load_latest(checkpoint_folder(path), on_damaged)
     else:
         checkpoint = read(path)
     try:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils.validation import validate_data
 
 from fastvae import settings
 from fastvae.checkpoint import write
+from fastvae.data import Dataset
 from fastvae.errors import CheckpointError
 from fastvae.kernels import Array
 from fastvae.model import Model
 from fastvae.model_file import read_model, to_checkpoint
 from fastvae.training import fitting
+from fastvae.training.interrupts import Interrupted
 
 __all__ = ["VAE"]
 
@@ -25,8 +29,12 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
     """Variational auto-encoder, trained by Auto-Encoding Variational Bayes (Kingma & Welling 2013).
 
     The encoder q(z|x) is a diagonal Gaussian, the prior p(z) = N(0, I), both networks are fully connected. All bounds
-    are in nats per datapoint, summed over dimensions. Data are arrays of shape (N, D): uint8, float32, float64 or
-    scipy CSR of these, used as they are stored and never copied.
+    are in nats per datapoint, summed over dimensions.
+
+    Data are arrays of shape (N, D) of any kind: NumPy's, data frames of pandas and polars, sparse matrices of SciPy,
+    tensors of torch; with the backend cuda also arrays on the device. C-contiguous uint8, bool, float32 and float64
+    and CSR of these, memory-mapped too, are used as they lie; what else holds numbers is copied once, see
+    `fastvae.data.as_dataset`. Each X below is such an array, or a `Dataset`.
 
     Parameters
     ----------
@@ -59,7 +67,7 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
     learning_rate : float, optional
         By default 0.001, for adagrad 0.02.
     batch_size : int
-        M.
+        M. Of fewer rows than that, `fit` takes all in every step.
     n_epochs : int
         Passes over the data; each leaves out N mod M rows, others every time.
     n_draws : int
@@ -73,15 +81,17 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
     init : {"fan_in"} or float
         Standard deviation of the initial weights, see `fastvae.network.initialise`.
     scale : float, optional
-        The model sees ``X * scale``; by default 1/255 for uint8 with values above 1, else 1. Further data of the
-        same kind (integer or float) are seen with the factor of the training data.
+        The model sees ``X * scale``; by default 1/255 for uint8 with values above 1, else 1, also for other integers:
+        give 1/255 if they are grey levels. Further data of the same kind (integers or floats) are seen with the factor
+        of the training data.
     backend : str
         ``"auto"`` or a name of `fastvae.backends.NAMES`.
     precision : str
         One that the backend has: ``"fp32"`` everywhere; ``"bf16"``, matrix products of bfloat16 summed in float32, with
         the backend cuda, and with cpp on processors that have AVX512_BF16; ``"tf32"``, those of tf32, with cuda.
     n_threads : int, optional
-        By default the processors that this process may use. Results do not depend on it.
+        By default the processors that this process may use, OMP_NUM_THREADS at most, by which joblib shares them out
+        among the workers of ``n_jobs``. Results do not depend on it.
     random_state : int, RandomState or None
         None draws a fresh seed; `seed_` has it, so that the run can be repeated.
     verbose : int
@@ -101,12 +111,14 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
         All parameters; `parameters_` names them.
     history_ : dict of str to list
         One value per epoch: ``epoch``, ``step``, ``elbo``, ``log_px``, ``kl`` (means over the epoch's minibatches while
-        it trained), ``kl_weight``, ``seconds``, ``samples_per_second``; with an `eval_set` also ``elbo_test``,
-        ``log_px_test``, ``kl_test`` (with one draw per row, see `evaluate` for more) and ``active_units``. Full
+        it trained), ``kl_weight``, ``learning_rate``, ``seconds``, ``samples_per_second``; with an `eval_set` also
+        ``elbo_test``, ``log_px_test``, ``kl_test`` (one draw per row, see `evaluate` for more), ``active_units``. Full
         variational Bayes adds ``kl_theta`` (over N, and subtracted in ``elbo`` too); Monte Carlo EM has ``log_px``,
         ``log_pxz`` and ``acceptance`` in place of bound and KL divergence, the autoencoder ``log_px`` alone.
     n_features_in_ : int
         D.
+    feature_names_in_ : ndarray of shape (D,)
+        Names of the columns; only there after training on a data frame whose columns are all named by strings.
     n_steps_ : int
         Steps done.
     scale_ : float
@@ -115,8 +127,11 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
         Key of all randomness.
     """
 
-    def fit(self, X: Any, y: Any = None, *, eval_set: Any = None) -> Self:
-        """Train from fresh parameters for `n_epochs` epochs.
+    def fit(self, X: Any, y: Any = None, *, eval_set: Any = None, resume: str | os.PathLike[str] | None = None) -> Self:
+        """Train from fresh parameters for `n_epochs` epochs, or go on with a run that was saved.
+
+        The first Ctrl-C ends training after a complete step, with a warning: the model is that of this step, and
+        `resume` goes on from it. Another one while it is saved is a KeyboardInterrupt.
 
         Parameters
         ----------
@@ -124,6 +139,11 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
         y : ignored
         eval_set : array of shape (N', D), or Dataset, optional
             Data whose bound joins the history after every epoch.
+        resume : path-like, optional
+            A checkpoint, or a folder as `load` takes it, of a run with the same parameters and data: training goes on
+            from its newest one that is whole, as the method `resume` does. Where there is none training starts afresh,
+            with a warning. So a script with ``callbacks=[Checkpoint("runs/x")]`` and ``resume="runs/x"`` can be started
+            again and again until the run is complete.
 
         Returns
         -------
@@ -136,19 +156,26 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
         DataError
             The data do not fit the model, see `fastvae.data.as_dataset` and `check_values`.
         ValueError
-            A parameter is out of range, or there are fewer rows than `batch_size`.
+            A parameter is out of range.
         BackendError
             The backend or precision is not available.
         DivergenceError
             The objective stopped being finite.
         MemoryError
             Model and optimizer need more memory than the machine has.
+        CheckpointError
+            No checkpoint of `resume` can be read, or it is that of another run.
         """
-        fitting.fit(self, X, eval_set=eval_set)
+        with _interruptible(self):
+            if resume is None:
+                fitting.fit(self, X, eval_set=eval_set)
+            elif not fitting.take_up(self, X, resume, eval_set=eval_set, on_damaged=_warn_damaged):
+                warnings.warn(f"there is no checkpoint in {resume} to go on from: training starts afresh", stacklevel=2)
+                fitting.fit(self, X, eval_set=eval_set)
         return self
 
     def resume(self, X: Any, *, eval_set: Any = None) -> Self:
-        """Go on with a `fit` that was interrupted, or loaded, or whose `n_epochs` was raised.
+        """Go on with a `fit` that was interrupted, or loaded, or whose `n_epochs` was raised; Ctrl-C is as in `fit`.
 
         With the same parameters the result is that of a run that was never interrupted, bit for bit; `n_epochs`,
         `n_threads`, `verbose` and `callbacks` may change all the same. Another `backend` changes the last bits. Others
@@ -176,7 +203,8 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
         DataError, BackendError, DivergenceError
             As in `fit`.
         """
-        fitting.resume(self, X, eval_set=eval_set)
+        with _interruptible(self):
+            fitting.resume(self, X, eval_set=eval_set)
         return self
 
     def partial_fit(self, X: Any, y: Any = None) -> Self:
@@ -213,6 +241,10 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
     def score_samples(self, X: Any) -> Array:
         """Return the bound of each row in nats, shape (N,), float64; a row's value does not depend on the others."""
         return self.evaluate(X).elbo
+
+    def _name_features(self, X: Any, *, reset: bool) -> None:
+        if reset or not isinstance(X, Dataset):  # whose columns have no names to compare
+            validate_data(self, X, reset=reset, skip_check_array=True, ensure_2d=False)
 
     def __sklearn_is_fitted__(self) -> bool:
         return settings.is_fitted(self)
@@ -267,6 +299,19 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
             It is missing, damaged, or not that of a VAE.
         """
         return read_model(path, on_damaged or _warn_damaged, cls)[2]
+
+
+@contextmanager
+def _interruptible(model: VAE) -> Iterator[None]:
+    """Keep the model when Ctrl-C has ended its training."""
+    try:
+        yield
+    except Interrupted:
+        warnings.warn(
+            f"training was interrupted after step {model.n_steps_}: the model is that of this step, "
+            "and resume(X) goes on from there",
+            stacklevel=4,
+        )
 
 
 def _warn_damaged(path: Path, error: CheckpointError) -> None:

@@ -17,14 +17,13 @@ import pytest
 from command_line import COMMAND, QUICK, Result, assert_error
 
 from fastvae import VAE, backends
-from fastvae.callbacks import Checkpointing
+from fastvae.callbacks import Checkpoint
 from fastvae.checkpoint import list_checkpoints, read
 from fastvae.cli import main
 from fastvae.data import load
 from fastvae.files import lock_folder, replace_file
 from fastvae.kernels import Engine
 from fastvae.model import Model
-from fastvae.model_file import to_checkpoint
 from fastvae.report import write_png
 
 
@@ -95,7 +94,7 @@ def test_a_run_leaves_checkpoint_configuration_history_and_pictures(run_folder: 
     names = {path.name for path in run_folder.iterdir()}
     assert names == {
         "checkpoints",
-        "config.json",
+        "config.toml",
         "history.csv",
         "reconstructions.png",
         "report.html",
@@ -103,7 +102,7 @@ def test_a_run_leaves_checkpoint_configuration_history_and_pictures(run_folder: 
         "samples.png",
     }
     lines = (run_folder / "history.csv").read_text().splitlines()
-    assert lines[0].startswith("epoch,step,elbo,log_px,kl,kl_weight,seconds,samples_per_second,elbo_test")
+    assert lines[0].startswith("epoch,step,elbo,log_px,kl,kl_weight,learning_rate,seconds,samples_per_second,elbo_test")
     assert [line.split(",")[:2] for line in lines[1:]] == [["1", "15"], ["2", "30"]]
     metadata = read(list_checkpoints(run_folder / "checkpoints")[-1]).metadata
     assert metadata["run"] == {
@@ -112,6 +111,8 @@ def test_a_run_leaves_checkpoint_configuration_history_and_pictures(run_folder: 
         "data_dir": None,
         "checkpoint_every": None,
         "keep": 3,
+        "early_stopping": None,
+        "tensorboard": False,
     }
     assert metadata["data"]["fingerprint"]["n_rows"] == 1500
     assert {"backend", "isa", "precision", "n_threads"} <= metadata["engine"].keys()
@@ -267,6 +268,10 @@ def test_info_says_why_an_instruction_set_is_missing() -> None:
     ("files", "threads"),
     [
         ({}, 8),
+        ({"OMP_NUM_THREADS": "3"}, 3),
+        ({"OMP_NUM_THREADS": "4,2", "cpu.max": "250000 100000\n"}, 2),
+        ({"OMP_NUM_THREADS": "64"}, 8),
+        ({"OMP_NUM_THREADS": "many"}, 8),
         ({"cpu.max": "max 100000\n"}, 8),
         ({"cpu.max": "250000 100000\n"}, 2),
         ({"cpu.max": "50000 100000\n"}, 1),
@@ -274,11 +279,13 @@ def test_info_says_why_an_instruction_set_is_missing() -> None:
         ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
     ],
 )
-def test_threads_keep_to_the_control_groups_quota(
+def test_threads_keep_to_the_control_groups_quota_and_to_what_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], threads: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setattr(backends, "_CGROUP", tmp_path)
+    files = files.copy()
+    monkeypatch.setenv("OMP_NUM_THREADS", files.pop("OMP_NUM_THREADS", ""))
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -342,7 +349,6 @@ def test_data_fetch_without_a_server_is_one_line(
         (("train", "--data", "mnist", "--data-dir", "/nonexistent"), 1, "fastvae data fetch mnist"),
         (("train", "--test-fraction", "0.5"), 1, "digits has its own test set"),
         (("train", "--precision", "fp12"), 1, "no precision 'fp12'"),
-        (("train", "--batch-size", "1501"), 1, "set --batch-size to 1500 or less"),
         (("train", "--hidden", "16777216,16777216"), 1, "out of memory"),
         (("train", "--optimizer", "sgd", "--learning-rate", "1000"), 1, "training diverged at step"),
         (("evaluate",), 2, "Missing argument 'CHECKPOINT'"),
@@ -422,8 +428,7 @@ def test_resume_takes_options_that_say_what_the_default_came_to(fastvae: Callabl
 def test_resume_refuses_checkpoints_of_the_python_api(
     fastvae: Callable[..., Result], tmp_path: Path, subfolder: str
 ) -> None:
-    model = VAE(2, hidden_dims=(4,), n_epochs=1, random_state=0)
-    model.set_params(callbacks=[Checkpointing(tmp_path / subfolder, lambda: to_checkpoint(model))])
+    model = VAE(2, hidden_dims=(4,), n_epochs=1, random_state=0, callbacks=[Checkpoint(tmp_path / subfolder)])
     model.fit(load("digits").train)
 
     assert_error(fastvae("train", "--out", tmp_path, "--resume"), 1, "was not written by fastvae train")
@@ -444,8 +449,17 @@ def test_runs_of_the_same_second_have_folders_of_their_own(
     folders = [fastvae("train", *QUICK, "--json").json()["out"] for _ in range(2)]
 
     assert folders == ["runs/digits-now-2", "runs/digits-now-3"]
-    assert_error(fastvae("train", "--batch-size", 1501), 1, "set --batch-size")
+    assert_error(fastvae("train", "--hidden", "16777216,16777216"), 1, "out of memory")
     assert sorted(path.name for path in Path("runs").iterdir()) == ["digits-now", "digits-now-2", "digits-now-3"]
+
+
+def test_fewer_rows_than_a_minibatch_are_noted_and_trained_on(fastvae: Callable[..., Result], tmp_path: Path) -> None:
+    result = fastvae("train", *QUICK, "--batch-size", 2000, "--epochs", 2, "--out", tmp_path / "run", "--json")
+    assert result.json()["steps"] == 2
+    assert "--batch-size 2000: every step takes all 1500 rows" in result.err
+    again = fastvae("train", "--resume", "--out", tmp_path / "run", "--epochs", 3, "--json")
+    assert again.json()["steps"] == 3
+    assert_error(fastvae("train", "--resume", "--out", tmp_path / "run", "--epochs", 2), 1, "is at epoch 3 of 3")
 
 
 def test_a_folder_in_use_is_refused(fastvae: Callable[..., Result], tmp_path: Path) -> None:
@@ -702,15 +716,35 @@ def test_resume_keeps_how_checkpoints_are_kept(fastvae: Callable[..., Result], t
     assert [int(path.stem[11:]) for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == [28, 30]
 
 
+def test_early_stopping_keeps_the_best_and_holds_for_a_resumed_run(
+    fastvae: Callable[..., Result], tmp_path: Path
+) -> None:
+    run = ("train", *QUICK[:4], "--learning-rate", 0.1, "--epochs", 60, "--out", tmp_path / "run")
+    result = fastvae(*run, "--early-stopping", 2, "--tensorboard", "--json")
+    values = result.json()
+    bounds = [float(row.split(",")[9]) for row in (tmp_path / "run" / "history.csv").read_text().splitlines()[1:]]
+    best = bounds.index(max(bounds)) + 1
+
+    again = fastvae(*run[:5], *run[-2:], "--resume", "--json").json()
+
+    assert (values["epochs"], len(bounds)) == (best + 2, best + 2)
+    assert values["epochs"] < 60
+    assert f"elbo_test has not got better for 2 epochs, best {max(bounds):.3f} in epoch {best}" in result.err
+    assert (again["steps"], again["elbo_test"]) == (values["steps"], values["elbo_test"])
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    ref = fastvae("train", *run[1:5], *run[5:7], "--epochs", best, "--out", tmp_path / "ref", "--json").json()
+    assert ref["elbo_test"] == values["elbo_test"]
+
+
 def test_resume_refuses_fewer_epochs_than_are_done(fastvae: Callable[..., Result], tmp_path: Path) -> None:
     run = ("train", *QUICK, "--out", tmp_path / "run")
     fastvae(*run)
-    before = (tmp_path / "run" / "config.json").read_text()
+    before = (tmp_path / "run" / "config.toml").read_text()
 
     result = fastvae(*run, "--resume", "--epochs", 1)
 
     assert_error(result, 1, f"nothing to do for --epochs 1: the run in {tmp_path / 'run'} is at epoch 2 of 2")
-    assert (tmp_path / "run" / "config.json").read_text() == before
+    assert (tmp_path / "run" / "config.toml").read_text() == before
 
 
 def test_resume_stops_at_a_checkpoint_of_a_newer_fastvae(

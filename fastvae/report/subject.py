@@ -13,7 +13,7 @@ import numpy as np
 from fastvae import backends, settings
 from fastvae.data import Dataset
 from fastvae.errors import DataError, one_line
-from fastvae.evaluation import Bound
+from fastvae.evaluation import DEFAULT_DRAWS, PASSING_DRAWS, Bound
 from fastvae.kernels import Array
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ class Subject:
                 "processor": backends.processor(),
             }
         if self.dataset is not None and self.bound is None and settings.has_bound(self.model):
-            self.bound = self.model.evaluate(self.dataset)
+            n_draws = PASSING_DRAWS if self.split == "train" else DEFAULT_DRAWS  # as fastvae train does
+            self.bound = self.model.evaluate(self.dataset, n_draws=n_draws)
 
     @cached_property
     def codes(self) -> Array | None:

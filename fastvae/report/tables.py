@@ -120,4 +120,6 @@ def _plain(value: Any) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:,}" if isinstance(value, int) else number(value, 0 if abs(value) >= 10_000 else 3)
+    if isinstance(value, int) or 0 < abs(value) < 0.01:
+        return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+    return number(value, 0 if abs(value) >= 10_000 else 3)
