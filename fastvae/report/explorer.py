@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ MAX_PAGE_BYTES = 16_000_000
 MAX_SLIDERS = 20
 
 
+@dataclass(frozen=True, eq=False)
 class Start:
     """A row that the explorer can start from.
 
@@ -36,8 +38,9 @@ class Start:
         Its grey levels in [0, 1] if it is an image.
     """
 
-    def __init__(self, name: str, code: Array, picture: Array | None) -> None:
-        self.name, self.code, self.picture = name, code, picture
+    name: str
+    code: Array
+    picture: Array | None
 
 
 def left_out(model: Model, *, room: int) -> str | None:

@@ -9,6 +9,8 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fastvae import settings
 from fastvae.files import replace_file
 from fastvae.model_data import fitted_dataset
@@ -61,8 +63,6 @@ def write(
     OSError
         The file cannot be written.
     """
-    import numpy as np
-
     settings.check_fitted(model)
     path = Path(path)
     dataset = None if X is None else fitted_dataset(model, X)
