@@ -30,6 +30,7 @@ from fastvae.cli.generate import encode, reconstruct, sample
 from fastvae.cli.info import info
 from fastvae.cli.latent import interpolate, manifold, traverse
 from fastvae.cli.options import note
+from fastvae.cli.report import report
 from fastvae.cli.reproduce import reproduce
 from fastvae.cli.restore import denoise, impute
 from fastvae.cli.train import FLAGS, train
@@ -85,7 +86,7 @@ def cli() -> None:
 
 for _command in (
     *(train, evaluate, sample, reconstruct, encode, denoise, impute, manifold, traverse, interpolate),
-    *(data, info, config, completion, bench, reproduce),
+    *(report, data, info, config, completion, bench, reproduce),
 ):
     cli.add_command(_command)
 configure(cli)
