@@ -13,7 +13,7 @@ import click
 
 from fastvae import backends
 from fastvae.callbacks import say
-from fastvae.network import MAX_WIDTH
+from fastvae.network import MAX_WIDTH, check_init
 
 if TYPE_CHECKING:
     from fastvae.checkpoint import Checkpoint
@@ -29,6 +29,7 @@ __all__ = [
     "data_options",
     "draws",
     "engine_options",
+    "init",
     "json_option",
     "note",
     "open_model",
@@ -228,6 +229,16 @@ def rows_for(
     if chosen is None:
         raise DataError(f"{source} was loaded without a test set; use --split train or a --test-fraction above 0")
     return chosen
+
+
+def init(_: click.Context, __: click.Parameter, value: str | None) -> str | float | None:
+    """Turn ``--init fan_in`` or ``--init 0.1`` into what `fastvae.network.initialise` takes."""
+    if value is None:
+        return None
+    try:
+        return check_init(value if value == "fan_in" else float(value))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is neither fan_in nor a positive standard deviation") from None
 
 
 def widths(_: click.Context, parameter: click.Parameter, values: Sequence[str]) -> tuple[int, ...] | None:

@@ -19,6 +19,7 @@ from fastvae.cli.options import (
     data_dir_option,
     draws,
     engine_options,
+    init,
     json_option,
     note,
     print_json,
@@ -73,13 +74,6 @@ FLAGS = {parameter: "--" + flag.replace("_", "-") for flag, parameter in (_MODEL
 FLAGS["test_fraction"] = "--test-fraction"
 
 
-def _init(_: click.Context, __: click.Parameter, value: str) -> str | float:
-    try:
-        return value if value == "fan_in" else float(value)
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is neither fan_in nor a standard deviation") from None
-
-
 @click.command(context_settings={"show_default": True})
 @click.option("--data", default="digits", help="Named dataset (digits, mnist, freyface) or file.")
 @data_dir_option
@@ -101,12 +95,14 @@ def _init(_: click.Context, __: click.Parameter, value: str) -> str | float:
 )
 @click.option("--optimizer", type=click.Choice(tuple(OPTIMIZERS)), default="adam", help="Update rule.")
 @click.option("--learning-rate", type=float, help="Step size  [default: 0.001, adagrad 0.02]")
-@click.option("--batch-size", type=click.IntRange(1, 2**24), default=100, help="Rows per training step (M).")
+@click.option(
+    "--batch-size", type=click.IntRange(1, 2**24), default=100, help="Rows per step (M); all where they are fewer."
+)
 @click.option("--n-draws", type=click.IntRange(1, 2**16), default=1, help="Random draws of z per row and step (L).")
 @click.option("--kl-weight", type=float, default=1.0, help="Weight of the KL divergence in the objective.")
 @click.option("--kl-warmup", type=click.IntRange(0), default=0, help="Steps over which that weight rises from 0.")
 @click.option("--prior/--no-prior", default=False, help="Weight prior N(0, I).")
-@click.option("--init", default="fan_in", callback=_init, help="Initial weights: fan_in or a standard deviation.")
+@click.option("--init", default="fan_in", callback=init, help="Initial weights: fan_in or a standard deviation.")
 @seed_option("Key of all randomness.", default=0)
 @engine_options("auto")
 @click.option("--precision", default="fp32", help="One that the backend has, see info.")
@@ -261,10 +257,11 @@ class _Run:
         note(f"resuming {path.name} at step {self.model.n_steps_}")
 
     def _check_epochs(self) -> None:
+        from fastvae import settings
         from fastvae.errors import CheckpointError
 
         model, asked = self.model, self.options["epochs"]
-        epoch = -(-model.n_steps_ // (model.n_samples_seen_ // model.batch_size))
+        epoch = -(-model.n_steps_ // (model.n_samples_seen_ // settings.minibatch_rows(model)))
         if "epochs" in self.given and asked < epoch:
             raise CheckpointError(
                 f"nothing to do for --epochs {asked}: the run in {self.folder} is at epoch {epoch} of "
@@ -282,6 +279,8 @@ class _Run:
                 f"test set: the last {100 * share:.3g} % of rows, since the file is memory-mapped; "
                 "shuffle the file if its order means something"
             )
+        if self.model.batch_size > split.train.n_rows and not self.resumed:
+            note(f"--batch-size {self.model.batch_size}: every step takes all {split.train.n_rows} rows")
         return split
 
     def _write_texts(self, run: Run) -> None:

@@ -17,7 +17,7 @@ from fastvae.data import Dataset
 from fastvae.errors import CheckpointError
 from fastvae.evaluation import PASSING_DRAWS
 from fastvae.model import Model
-from fastvae.model_data import fitted_dataset, is_integer, model_dataset, training_set
+from fastvae.model_data import fitted_dataset, training_set
 from fastvae.model_plans import training_plan
 from fastvae.network import initialise
 from fastvae.training.algorithm import algorithm_class
@@ -34,6 +34,7 @@ def fit(model: Model, X: Any, *, eval_set: Any = None) -> None:
     dataset = training_set(model, X)
     with _kept_on_error(model):
         _start(model, dataset)
+        model._name_features(X, reset=True)
         model.fingerprint_ = fingerprint(dataset)
         model.n_samples_seen_ = dataset.n_rows
         algorithm, callbacks = _algorithm(model, dataset), _callbacks(model, eval_set)
@@ -49,6 +50,7 @@ def resume(model: Model, X: Any, *, eval_set: Any = None) -> None:
         raise CheckpointError("partial_fit has no epochs to resume; call partial_fit with the next rows")
     settings.check_batch_size(model)
     dataset = training_set(model, X)
+    model._name_features(X, reset=False)
     found = fingerprint(dataset)
     for name, expected in model.fingerprint_.items():
         if found[name] != expected:
@@ -73,8 +75,9 @@ def partial_fit(model: Model, X: Any) -> None:
             settings.check_unchanged(model)
             dataset = fitted_dataset(model, X)
         else:
-            dataset = model_dataset(model, X, model.scale)
+            dataset = training_set(model, X)
             _start(model, dataset)
+            model._name_features(X, reset=True)
             model.n_samples_seen_ = 0
         model.fingerprint_ = None
         model.n_samples_seen_ += dataset.n_rows
@@ -103,7 +106,7 @@ def _start(model: Model, dataset: Dataset) -> None:
     model.algorithm_, model.estimator_ = model.algorithm, model.estimator
     model.n_features_in_ = dataset.data_dim
     model.scale_ = dataset.scale
-    model.integer_data_ = is_integer(dataset)
+    model.integer_data_ = dataset.is_integer
     model.image_shape_ = dataset.image_shape
     params = initialise(network, seed=model.seed_, init=model.init).astype(settings.dtype(model), copy=False)
     kind = algorithm_class(model.algorithm, model.estimator)
@@ -151,7 +154,7 @@ def _run_epochs(model: Model, algorithm: Composed[Any], callbacks: list[Callback
         algorithm,
         model.state_,
         n_rows=algorithm.dataset.n_rows,
-        batch_size=int(model.batch_size),
+        batch_size=settings.minibatch_rows(model),
         n_epochs=int(model.n_epochs),
         callbacks=callbacks,
     )
