@@ -25,13 +25,15 @@ pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relativ
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUN, ids=lambda page: str(page.relative_to(REPOSITORY)))
-def test_examples_run(page: Path, tmp_path: Path) -> None:
+def test_examples_run(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     code = "\n".join(block.code for block in blocks(page) if block.is_run)
-    _skip_without_what_it_needs(code)
     environment = os.environ | {"MPLBACKEND": "Agg"}
-    runner = Path(__file__).with_name("run_page.py")
+    if "import torch" in code:
+        pytest.importorskip("torch", reason="the page's example uses PyTorch, which is not installed")
+    if re.search("mnist|freyface", code):
+        environment["FASTVAE_DATA"] = str(request.getfixturevalue("data_root"))
     done = subprocess.run(
-        [sys.executable, "-W", "error::DeprecationWarning", str(runner), str(page)],
+        [sys.executable, "-W", "error::DeprecationWarning", str(Path(__file__).with_name("run_page.py")), str(page)],
         cwd=tmp_path,
         env=environment,
         timeout=300,
@@ -42,18 +44,11 @@ def test_examples_run(page: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
-def _skip_without_what_it_needs(code: str) -> None:
-    if "import torch" in code:
-        pytest.importorskip("torch", reason="the page's example uses PyTorch, which is not installed")
-    if re.search("mnist|freyface", code) and not os.environ.get("FASTVAE_DATA"):
-        pytest.skip("the page's example needs the real MNIST or Frey Face files: set FASTVAE_DATA")
-
-
 @pages
-def test_commandlines_exist(page: Path) -> None:
-    """Also those that are only shown: commands and options are looked up, values parsed, nothing is run."""
+def test_command_lines_that_are_only_shown_exist(page: Path) -> None:
+    """Commands and options are looked up, values parsed, nothing is run."""
     for block in blocks(page):
-        for line in block.commands:
+        for line in block.commands if not block.is_run else ():
             _parse(line, block)
 
 
