@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-
 from fastvae import backends, settings
 from fastvae.callbacks import Callback, EpochMetrics, Progress
 from fastvae.data import Dataset
@@ -23,7 +21,8 @@ from fastvae.network import initialise
 from fastvae.training.algorithm import algorithm_class
 from fastvae.training.composed import Composed
 from fastvae.training.loop import run_epochs, run_pass
-from fastvae.training.state import State, fingerprint
+from fastvae.training.start import begin
+from fastvae.training.state import fingerprint
 
 __all__ = ["fit", "partial_fit", "resume"]
 
@@ -45,18 +44,23 @@ def resume(model: Model, X: Any, *, eval_set: Any = None) -> None:
     settings.check_fitted(model)
     settings.check(model)
     settings.check_unchanged(model)
-    if model.fingerprint_ is None:
+    if model.fingerprint_ is None and model.n_steps_:
         raise CheckpointError("partial_fit has no epochs to resume; call partial_fit with the next rows")
+    is_imported = model.fingerprint_ is None  # parameters from elsewhere: whatever these data are, they are its own
     settings.check_batch_size(model)
-    dataset = training_set(model, X)
+    dataset = training_set(model, fitted_dataset(model, X) if is_imported else X)
     found = fingerprint(dataset)
-    for name, expected in model.fingerprint_.items():
+    for name, expected in (model.fingerprint_ or {}).items():
         if found[name] != expected:
             raise CheckpointError(
                 f"these are not the data of the run: {name} is {found[name]}, was {expected}; "
                 "resume with the same data or start another run"
             )
     with _kept_on_error(model):
+        if is_imported:
+            _set_data(model, dataset)
+            model.fingerprint_ = found
+            model.n_samples_seen_ = dataset.n_rows
         algorithm, callbacks = _algorithm(model, dataset), _callbacks(model, eval_set)
     _run_epochs(model, algorithm, callbacks)
 
@@ -99,19 +103,16 @@ def _start(model: Model, dataset: Dataset) -> None:
     optimizer = settings.optimizer(model)
     settings.check_memory(model, network, optimizer, dataset.n_rows)
     model.seed_ = settings.seed(model.random_state)
-    model.network_, model.optimizer_ = network, optimizer
-    model.algorithm_, model.estimator_ = model.algorithm, model.estimator
-    model.n_features_in_ = dataset.data_dim
+    params = initialise(network, seed=model.seed_, init=model.init)
+    begin(model, network, params, n_rows=dataset.n_rows)
+    _set_data(model, dataset)
+
+
+def _set_data(model: Model, dataset: Dataset) -> None:
+    """Set how the model sees data to how these are seen."""
     model.scale_ = dataset.scale
     model.integer_data_ = is_integer(dataset)
     model.image_shape_ = dataset.image_shape
-    params = initialise(network, seed=model.seed_, init=model.init).astype(settings.dtype(model), copy=False)
-    kind = algorithm_class(model.algorithm, model.estimator)
-    shapes = settings.extra_shapes(model, network, optimizer, dataset.n_rows)
-    extra = {name: np.zeros(shape, params.dtype) for name, shape in shapes.items()}
-    kind.initialise_extra(extra, seed=model.seed_)
-    slots = np.zeros((optimizer.n_slots, network.layout.size), params.dtype)
-    model.state_ = State(params, slots, sums=np.zeros(len(kind.statistics)), extra=extra)
 
 
 def _algorithm(model: Model, dataset: Dataset) -> Composed[Any]:
