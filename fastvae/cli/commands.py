@@ -22,6 +22,7 @@ import click
 from fastvae.cli.bench import bench
 from fastvae.cli.data import data
 from fastvae.cli.evaluate import evaluate
+from fastvae.cli.exchange import export, import_
 from fastvae.cli.generate import encode, reconstruct, sample
 from fastvae.cli.info import info
 from fastvae.cli.latent import interpolate, manifold, traverse
@@ -81,7 +82,7 @@ def cli() -> None:
 
 for _command in (
     *(train, evaluate, sample, reconstruct, encode, denoise, impute, manifold, traverse, interpolate),
-    *(data, info, bench, reproduce),
+    *(export, import_, data, info, bench, reproduce),
 ):
     cli.add_command(_command)
 

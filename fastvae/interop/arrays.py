@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -118,10 +119,13 @@ def read_arrays(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
         )
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as content:
-                return dict(content), {}
-        content = path.read_bytes()
-        return _read_safetensors(content)
+            with path.open("rb") as stream:
+                if not zipfile.is_zipfile(stream):
+                    raise ValueError("it is no archive of arrays")
+                stream.seek(0)
+                with np.load(stream, allow_pickle=False) as content:
+                    return dict(content), {}
+        return _read_safetensors(path.read_bytes())
     except (OSError, MemoryError):
         raise
     except Exception as error:  # each format has errors of its own, and the .npy header is parsed as Python source

@@ -72,6 +72,7 @@ def _metadata(model: Model) -> dict[str, str]:
         "scale": json.dumps(model.scale_),
         "integer": json.dumps(model.integer_data_),
         "image_shape": json.dumps(model.image_shape_),
+        "seed": json.dumps(model.seed_),
     }
 
 

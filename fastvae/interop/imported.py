@@ -153,7 +153,7 @@ def from_file(cls: type[M], path: str | os.PathLike[str], **options: Any) -> M:
         return from_torch(cls, arrays, **options)
     said: dict[str, Any] = {name: metadata[name] for name in ("activation", "likelihood", "mean")}
     said |= {name: json.loads(metadata[name]) for name in ("logvar_floor", "scale", "image_shape")}
-    is_integer = json.loads(metadata["integer"])
+    said["random_state"], is_integer = json.loads(metadata["seed"]), json.loads(metadata["integer"])
     if not is_integer and said["scale"] == 1:
         said["scale"] = None
     model = from_torch(cls, arrays, **(said | options))

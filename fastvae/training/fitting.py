@@ -58,8 +58,9 @@ def resume(model: Model, X: Any, *, eval_set: Any = None) -> None:
             )
     with _kept_on_error(model):
         if is_imported:
+            image_shape = dataset.image_shape or model.image_shape_
             _set_data(model, dataset)
-            model.fingerprint_ = found
+            model.image_shape_, model.fingerprint_ = image_shape, found
             model.n_samples_seen_ = dataset.n_rows
         algorithm, callbacks = _algorithm(model, dataset), _callbacks(model, eval_set)
     _run_epochs(model, algorithm, callbacks)
