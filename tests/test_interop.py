@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,16 @@ HIDDEN: list[tuple[tuple[int, ...], tuple[int, ...]]] = [((), ()), ((9,), (9,)),
 def rows() -> Array:
     """Digits in [0, 1] as float32."""
     return load("digits").train.select(slice(120)).as_seen()
+
+
+@pytest.fixture
+def torch() -> Iterator[Any]:
+    """PyTorch on one thread: several wait long for each other where a processor is busy."""
+    library = pytest.importorskip("torch")
+    threads = library.get_num_threads()
+    library.set_num_threads(1)
+    yield library
+    library.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +95,8 @@ def ours(vae: VAE, x: Array, eps: Array) -> dict[str, Array]:
 
 @pytest.mark.parametrize(("activation", "likelihood", "mean"), FUNCTIONS)
 def test_torch_module_has_equal_outputs(
-    make_vae: Callable[..., VAE], rows: Array, activation: str, likelihood: str, mean: str
+    torch: Any, make_vae: Callable[..., VAE], rows: Array, activation: str, likelihood: str, mean: str
 ) -> None:
-    torch = pytest.importorskip("torch")
     vae = make_vae(activation=activation, likelihood=likelihood, mean=mean)
     eps = np.random.default_rng(1).normal(size=(len(rows), 8)).astype(np.float32)
     ref = ours(vae, rows, eps)
@@ -108,8 +117,7 @@ def test_torch_module_has_equal_outputs(
     differences(comp, ref, {name: RULES[name] for name in ref}, f"torch, {activation}, {likelihood}, {mean}")
 
 
-def test_torch_module_draws_trains_and_comes_back(make_vae: Callable[..., VAE], rows: Array) -> None:
-    torch = pytest.importorskip("torch")
+def test_torch_module_draws_trains_and_comes_back(torch: Any, make_vae: Callable[..., VAE], rows: Array) -> None:
     vae = make_vae(hidden=(30,), decoder_hidden=(), activation="softplus")
     before = vae.params_.copy()
     module, x = vae.to_torch(), torch.from_numpy(rows)
@@ -141,8 +149,7 @@ def test_torch_module_draws_trains_and_comes_back(make_vae: Callable[..., VAE], 
     np.testing.assert_array_equal(vae.params_, before)  # the module has copies
 
 
-def test_fp64_goes_to_a_module_of_float64(rows: Array) -> None:
-    torch = pytest.importorskip("torch")
+def test_fp64_goes_to_a_module_of_float64(torch: Any, rows: Array) -> None:
     vae = VAE(2, hidden_dims=(9,), backend="reference", precision="fp64", n_epochs=1, random_state=0).fit(rows)
     x = rows.astype(np.float64)
     with torch.no_grad():
@@ -150,8 +157,7 @@ def test_fp64_goes_to_a_module_of_float64(rows: Array) -> None:
     np.testing.assert_allclose(mu.numpy(), vae.transform(x), rtol=1e-12)
 
 
-def test_dlpack_hands_results_over_without_a_copy(make_vae: Callable[..., VAE], rows: Array) -> None:
-    torch = pytest.importorskip("torch")
+def test_dlpack_hands_results_over_without_a_copy(torch: Any, make_vae: Callable[..., VAE], rows: Array) -> None:
     vae = make_vae()
     for result in (vae.transform(rows), vae.reconstruct(rows), vae.sample(3)):
         assert torch.from_dlpack(result).data_ptr() == result.ctypes.data
@@ -180,8 +186,7 @@ def pytorch_example(torch: Any) -> Any:
     return Example()
 
 
-def test_pytorch_examples_layout_both_ways(rows: Array) -> None:
-    torch = pytest.importorskip("torch")
+def test_pytorch_examples_layout_both_ways(torch: Any, rows: Array) -> None:
     module, x = pytorch_example(torch), torch.from_numpy(rows)
 
     vae = VAE.from_torch(module.state_dict())
@@ -200,8 +205,7 @@ def test_pytorch_examples_layout_both_ways(rows: Array) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.vae."])
-def test_wrapped_modules_and_narrow_tensors_are_read(prefix: str) -> None:
-    torch = pytest.importorskip("torch")
+def test_wrapped_modules_and_narrow_tensors_are_read(torch: Any, prefix: str) -> None:
     weights = pytorch_example(torch).bfloat16().state_dict()
     comp = VAE.from_torch({prefix + name: value for name, value in weights.items()})
     np.testing.assert_array_equal(comp.parameters_["encoder.0.W"], weights["fc1.weight"].float().numpy().T)
@@ -241,6 +245,26 @@ def test_flax_modules_both_ways(rows: Array) -> None:
     differences(comp, {"mu": mu, "decoded": decoded}, {"mu": "mu", "decoded": "out"}, "flax")
     back = module.apply({"params": vae.state_dict("flax")}, rows)
     np.testing.assert_array_equal(back[0], decoded)
+
+
+def test_the_state_of_an_nnx_module_is_read() -> None:
+    nnx = pytest.importorskip("flax.nnx")
+
+    class Side(nnx.Module):  # type: ignore[misc]
+        def __init__(self, rngs: Any, **layers: tuple[int, int]) -> None:
+            for name, (fan_in, fan_out) in layers.items():
+                setattr(self, name, nnx.Linear(fan_in, fan_out, rngs=rngs))
+
+    class Example(nnx.Module):  # type: ignore[misc]
+        def __init__(self, rngs: Any) -> None:
+            self.encoder = Side(rngs, fc1=(9, 6), fc2=(6, 5), fc3_mean=(5, 2), fc3_logvar=(5, 2))
+            self.decoder = Side(rngs, fc1_mean=(2, 9), fc1_logvar=(2, 9))
+
+    module = Example(nnx.Rngs(0))
+    comp = VAE.from_torch(nnx.state(module), mean="identity")
+    ref = Network(9, 2, (6, 5), (), activation="relu", likelihood="gaussian", mean="identity")
+    assert comp.network_ == ref
+    np.testing.assert_array_equal(comp.parameters_["decoder.logvar.W"], module.decoder.fc1_logvar.kernel[...])
 
 
 @pytest.mark.parametrize("layout", list(LAYOUTS))
@@ -355,6 +379,32 @@ def test_onnx_graphs_have_equal_outputs(
     said = decoder.get_modelmeta().custom_metadata_map
     assert (said["likelihood"], said["scale"], said["activation"]) == (likelihood, "1.0", activation)
     assert said["fastvae"]
+
+
+@pytest.mark.parametrize(("hidden", "decoder_hidden"), HIDDEN)
+def test_any_hidden_layers_go_to_torch_and_onnx(
+    torch: Any,
+    make_vae: Callable[..., VAE],
+    rows: Array,
+    tmp_path: Path,
+    hidden: tuple[int, ...],
+    decoder_hidden: tuple[int, ...],
+) -> None:
+    pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    vae = make_vae(hidden, decoder_hidden)
+    ref = {"mu": vae.transform(rows), "decoded": vae.reconstruct(rows)}
+
+    with torch.no_grad():
+        module = vae.to_torch()
+        mu = module.encode(torch.from_numpy(rows))[0]
+        by_torch = {"mu": mu, "decoded": module.decode(mu)}
+    encoder, decoder = (runtime.InferenceSession(path) for path in vae.to_onnx(tmp_path))
+    (mu,) = encoder.run(["mu"], {"x": rows})
+    by_onnx = {"mu": mu, "decoded": decoder.run(["x"], {"z": mu})[0]}
+
+    for comp in (by_torch, by_onnx):
+        differences(comp, ref, {"mu": "mu", "decoded": "out"}, f"hidden {hidden}, {decoder_hidden}")
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------
@@ -505,6 +555,8 @@ def test_errors_of_export_and_import(fastvae: Callable[..., Result], run_folder:
     refused("import", tmp_path / "none.npz", text="No such file")
     save_file({"a": np.ones(1)}, tmp_path / "a.safetensors", {"sha256": json.dumps({})})
     refused("import", tmp_path / "a.safetensors", text="not the weights of a known layout: found a (1,)")
+    save_file({"a": np.ones(1)}, tmp_path / "a.safetensors", {"fastvae": "0.1.0"})
+    refused("import", tmp_path / "a.safetensors", text="has damaged metadata of fastvae (KeyError('activation'))")
     checkpoint = next((run_folder / "checkpoints").iterdir())
     refused("import", checkpoint, text="is a checkpoint of fastvae and needs no import")
     refused("export", run_folder, "--format", "npz", code=2, text="must end in .npz for --format npz")

@@ -51,6 +51,23 @@ def test_interchange_page(pytestconfig: pytest.Config) -> None:
     np.testing.assert_allclose(page["means"], page["mean"].detach(), atol=1e-5)
 
 
+def test_the_measurement_trains_everybody_to_the_same_bound() -> None:
+    pytest.importorskip("torch")
+    from fastvae.bench.data import grey_levels
+    from fastvae.bench.replace_pytorch import CONTESTANTS, measure
+
+    x = grey_levels(1280, 784).astype(np.float32) / 255
+    rows = measure(x, x[:100], n_epochs=1, rounds=1)
+
+    assert [row["name"] for row in rows] == list(CONTESTANTS)
+    bounds = [row["elbo_test"] for row in rows]
+    assert max(bounds) - min(bounds) < 0.05 * abs(min(bounds))
+    for clock in ("seconds", "processor_seconds"):
+        fastvae = rows[-1][clock]
+        assert fastvae["times_fastvae"] == 1
+        assert rows[0][clock]["times_fastvae"] == pytest.approx(rows[0][clock]["p50"] / fastvae["p50"])
+
+
 def test_the_figures_of_the_page_are_those_of_the_result(pytestconfig: pytest.Config) -> None:
     path = pytestconfig.rootpath / "bench" / "results" / "replace-pytorch.json"
     text = (pytestconfig.rootpath / "docs" / "guide" / "replace-pytorch.md").read_text()

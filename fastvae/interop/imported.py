@@ -148,12 +148,15 @@ def from_file(cls: type[M], path: str | os.PathLike[str], **options: Any) -> M:
     """
     arrays, metadata = read_arrays(Path(path))
     if metadata.get("format") == "fastvae":
-        raise LayoutError(f"{path} is a checkpoint of fastvae and needs no import; open it with VAE.load")
+        raise LayoutError(f"{path} is a checkpoint of fastvae and needs no import; use it as it is")
     if "fastvae" not in metadata:
         return from_torch(cls, arrays, **options)
-    said: dict[str, Any] = {name: metadata[name] for name in ("activation", "likelihood", "mean")}
-    said |= {name: json.loads(metadata[name]) for name in ("logvar_floor", "scale", "image_shape")}
-    said["random_state"], is_integer = json.loads(metadata["seed"]), json.loads(metadata["integer"])
+    try:
+        said: dict[str, Any] = {name: metadata[name] for name in ("activation", "likelihood", "mean")}
+        said |= {name: json.loads(metadata[name]) for name in ("logvar_floor", "scale", "image_shape")}
+        said["random_state"], is_integer = json.loads(metadata["seed"]), json.loads(metadata["integer"])
+    except (KeyError, ValueError) as error:
+        raise LayoutError(f"{path} has damaged metadata of fastvae ({error!r}); export it anew") from error
     if not is_integer and said["scale"] == 1:
         said["scale"] = None
     model = from_torch(cls, arrays, **(said | options))

@@ -85,37 +85,47 @@ def _flax(layer: str, n_hidden: int) -> str:
     return f"{side}.fc{number}{head}"
 
 
-LAYOUTS = {
-    layout.name: layout
-    for layout in (
-        Layout(
-            "fastvae",
-            "encoder.0.W, encoder.0.b, ..., encoder.mu.W, encoder.logvar.W, decoder.0.W, ..., and decoder.logits.W or "
-            "decoder.mean.W with decoder.logvar.W",
-            *("W", "b", _same, "tanh"),
-        ),
-        Layout(
-            "torch",
-            "the same with .weight and .bias",
-            *("weight", "bias", _same, "tanh"),
-            is_torch=True,
-        ),
-        Layout(
-            "pytorch-examples",
-            "fc1, fc21, fc22, fc3, fc4 with .weight and .bias",
-            *("weight", "bias", lambda layer, _: _PYTORCH_EXAMPLES[layer], "relu"),
-            is_torch=True,
-            n_hidden=1,
-        ),
-        Layout(
-            "flax",
-            "encoder/fc1, encoder/fc2_mean, encoder/fc2_logvar, decoder/fc1, decoder/fc2 with /kernel and /bias, for n "
-            "hidden layers up to fc<n+1>",
-            *("kernel", "bias", _flax, "relu"),
-            separator="/",
-        ),
-    )
-}
+_ALL = (
+    Layout(
+        name="fastvae",
+        text="encoder.0.W, encoder.0.b, ..., encoder.mu.W, encoder.logvar.W, decoder.0.W, ..., and decoder.logits.W or "
+        "decoder.mean.W with decoder.logvar.W",
+        weight="W",
+        bias="b",
+        layer=_same,
+        activation="tanh",
+    ),
+    Layout(
+        name="torch",
+        text="the same with .weight and .bias",
+        weight="weight",
+        bias="bias",
+        layer=_same,
+        activation="tanh",
+        is_torch=True,
+    ),
+    Layout(
+        name="pytorch-examples",
+        text="fc1, fc21, fc22, fc3, fc4 with .weight and .bias",
+        weight="weight",
+        bias="bias",
+        layer=lambda layer, _: _PYTORCH_EXAMPLES[layer],
+        activation="relu",
+        is_torch=True,
+        n_hidden=1,
+    ),
+    Layout(
+        name="flax",
+        text="encoder/fc1, encoder/fc2_mean, encoder/fc2_logvar, decoder/fc1, decoder/fc2 with /kernel and /bias, for n "
+        "hidden layers up to fc<n+1>",
+        weight="kernel",
+        bias="bias",
+        layer=_flax,
+        activation="relu",
+        separator="/",
+    ),
+)
+LAYOUTS = {layout.name: layout for layout in _ALL}
 
 
 def to_layout(layout: Layout, network: Network, parameters: Mapping[str, Array]) -> dict[str, Array]:
@@ -140,16 +150,13 @@ def to_layout(layout: Layout, network: Network, parameters: Mapping[str, Array])
     """
     names = layout.names(network)
     if names is None:
+        general = [other.name for other in _ALL if other.n_hidden is None]
         raise LayoutError(
             f"layout {layout.name!r} holds {layout.text}, and not a {network.likelihood} network with hidden layers "
-            f"{network.encoder_hidden} and {network.decoder_hidden}; use one of {', '.join(_general())}"
+            f"{network.encoder_hidden} and {network.decoder_hidden}; use one of {', '.join(general)}"
         )
     arrays = {theirs: parameters[ours] for ours, theirs in names.items()}
     return {name: np.array(array.T if layout.is_torch else array, order="C") for name, array in arrays.items()}
-
-
-def _general() -> list[str]:
-    return [layout.name for layout in LAYOUTS.values() if layout.n_hidden is None]
 
 
 def from_layout(arrays: Mapping[str, Array]) -> tuple[Layout, Network, dict[str, Array]]:
@@ -174,7 +181,7 @@ def from_layout(arrays: Mapping[str, Array]) -> tuple[Layout, Network, dict[str,
         They are of no known layout, or their shapes do not fit together.
     """
     candidates = _candidates(arrays)
-    for layout in LAYOUTS.values():
+    for layout in _ALL:
         for candidate in candidates:
             names = layout.names(candidate)
             if names is None or set(names.values()) != arrays.keys():
@@ -183,7 +190,7 @@ def from_layout(arrays: Mapping[str, Array]) -> tuple[Layout, Network, dict[str,
             if layout.is_torch:
                 parameters = {name: array.T for name, array in parameters.items()}
             return layout, _network(layout, candidate, arrays, parameters), parameters
-    known = "; ".join(f"{layout.name}: {layout.text}" for layout in LAYOUTS.values())
+    known = "; ".join(f"{layout.name}: {layout.text}" for layout in _ALL)
     raise LayoutError(f"these are not the weights of a known layout: found {_described(arrays)}; expected {known}")
 
 
