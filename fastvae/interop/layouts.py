@@ -116,8 +116,8 @@ _ALL = (
     ),
     Layout(
         name="flax",
-        text="encoder/fc1, encoder/fc2_mean, encoder/fc2_logvar, decoder/fc1, decoder/fc2 with /kernel and /bias, for n "
-        "hidden layers up to fc<n+1>",
+        text="encoder/fc1, encoder/fc2_mean, encoder/fc2_logvar, decoder/fc1, decoder/fc2 with /kernel and /bias, for "
+        "n hidden layers up to fc<n+1>",
         weight="kernel",
         bias="bias",
         layer=_flax,
