@@ -10,7 +10,10 @@ namespace fastvae {
 
 extern const Kernels kernels_baseline;
 #if defined(FASTVAE_X86_LEVELS)
-extern const Kernels kernels_avx2, kernels_avx512, kernels_avx512_bf16;
+extern const Kernels kernels_avx2, kernels_avx512;
+#endif
+#if defined(FASTVAE_BF16_LEVEL)
+extern const Kernels kernels_avx512_bf16;
 #endif
 
 Levels available_levels() {
@@ -22,7 +25,9 @@ Levels available_levels() {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl")) {
       levels.table[levels.count++] = &kernels_avx512;
+#if defined(FASTVAE_BF16_LEVEL)
       if (__builtin_cpu_supports("avx512bf16")) levels.table[levels.count++] = &kernels_avx512_bf16;
+#endif
     }
   }
 #endif

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["VAE", "Network", "Optimizer", "__version__"]
 
+if sys.platform == "win32":
+    raise ImportError("fastvae runs on Linux and macOS; on Windows, install it within the Windows Subsystem for Linux")
 if find_spec("fastvae.kernels") is None:
     raise ImportError(
         f"{__path__[0]} is fastvae's source folder, not an installed fastvae: run Python from another folder, "

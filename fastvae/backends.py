@@ -98,9 +98,13 @@ def load(name: str = "auto") -> Engine:
 
 
 def default_threads() -> int:
-    """Return the number of processors that this process may use, by its affinity and its control group's quota."""
+    """Return the number of processors that this process may use.
+
+    By its affinity, its control group's quota, and OMP_NUM_THREADS, by which joblib shares them out among its workers.
+    """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, int(min(allowed, _quota(), MAX_THREADS)))
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # a list has a number for each level
+    return max(1, int(min(allowed, _quota(), int(asked) if asked.isdecimal() else MAX_THREADS, MAX_THREADS)))
 
 
 def _quota() -> float:

@@ -4,6 +4,7 @@ __all__ = [
     "BackendError",
     "CheckpointError",
     "DataError",
+    "DataTypeError",
     "DivergenceError",
     "FastvaeError",
     "LayoutError",
@@ -18,6 +19,10 @@ class FastvaeError(Exception):
 
 class DataError(FastvaeError, ValueError):
     """The data cannot be read or does not fit the model."""
+
+
+class DataTypeError(DataError, TypeError):
+    """The data are of a type that is no real number."""
 
 
 class CheckpointError(FastvaeError, ValueError):

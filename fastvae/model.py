@@ -11,6 +11,7 @@ import numpy as np
 from fastvae import settings
 from fastvae.arguments import choice, integer
 from fastvae.callbacks import Callback
+from fastvae.data import as_dataset
 from fastvae.evaluation import (
     DEFAULT_DRAWS,
     ESTIMATORS,
@@ -80,6 +81,7 @@ class Model:
     seed_: int = field(init=False)
     n_features_in_: int = field(init=False)
     scale_: float = field(init=False)
+    feature_names_in_: Array = field(init=False)  # only after training on a data frame
     integer_data_: bool = field(init=False)  # whether the training data were grey levels or bits
     image_shape_: tuple[int, int] | None = field(init=False)
     fingerprint_: dict[str, Any] | None = field(init=False)  # of the data of `fit`; None after `partial_fit`
@@ -135,8 +137,8 @@ class Model:
             `Z` has another shape, or a value that is not finite.
         """
         settings.check_fitted(self)
-        z = np.ascontiguousarray(Z, self.params_.dtype)
-        if z.ndim != 2 or z.shape[1] != self.network_.latent_dim:
+        z = as_dataset(Z, scale=1.0, name="Z").dense().astype(self.params_.dtype, copy=False)
+        if z.shape[1] != self.network_.latent_dim:
             raise ValueError(f"Z must have shape (n, {self.network_.latent_dim}), got {z.shape}")
         if not np.isfinite(z).all():
             raise ValueError("Z has values that are not finite; remove those rows")
@@ -267,6 +269,9 @@ class Model:
         settings.check_fitted(self)
         key = self.seed_ if random_state is None else settings.seed(random_state)
         return sandwich(inference_plan(self), self.params_, n_rows=n_rows, seed=key, **options)
+
+    def _name_features(self, X: Any, *, reset: bool) -> None:
+        """Keep the names of a data frame's columns, or check X against them: an estimator's custom, see `VAE`."""
 
     denoise = denoising.denoise
     impute = imputation.impute

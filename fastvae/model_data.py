@@ -4,78 +4,75 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from fastvae import backends
 from fastvae.data import Dataset, as_dataset, check_values
+from fastvae.data.arrays import is_on_device
+from fastvae.errors import DataError
 from fastvae.settings import check_fitted
 
 if TYPE_CHECKING:
     from fastvae.model import Model
 
-__all__ = ["fitted_dataset", "is_integer", "model_dataset", "training_set"]
+__all__ = ["fitted_dataset", "training_set", "wrapped"]
 
 
-def model_dataset(model: Model, X: Any, scale: float | None) -> Dataset:
-    """Wrap an array, and check that the model's likelihood can explain its values.
+def training_set(model: Model, X: Any) -> Dataset:
+    """Wrap data for training from fresh parameters, and check that the likelihood can explain their values.
 
     Raises
     ------
     DataError
-        See `fastvae.data.as_dataset` and `check_values`.
+        See `fastvae.data.as_dataset` and `check_values`; or they lie on a device, and the backend does not.
     """
-    dataset = X if isinstance(X, Dataset) else as_dataset(X, scale=scale)
+    dataset = _dataset(model, X, model.scale)
     check_values(dataset, model.likelihood, model.mean)
     return dataset
 
 
-def training_set(model: Model, X: Any) -> Dataset:
-    """Wrap data for training by epochs.
+def fitted_dataset(model: Model, X: Any) -> Dataset:
+    """Wrap data for a fitted model, and check their values.
 
     Raises
     ------
-    DataError
-        As in `model_dataset`.
-    ValueError
-        There are fewer rows than a minibatch takes.
+    NotFittedError, DataError, ValueError
+        As in `wrapped` and `training_set`.
     """
-    dataset = model_dataset(model, X, model.scale)
-    if dataset.n_rows < model.batch_size:
-        raise ValueError(
-            f"n_samples={dataset.n_rows} is less than batch_size={model.batch_size}; "
-            f"set batch_size to {dataset.n_rows} or less"
-        )
+    dataset = wrapped(model, X)
+    check_values(dataset, model.likelihood, model.mean)
     return dataset
 
 
-def fitted_dataset(model: Model, X: Any) -> Dataset:
-    """Wrap data for a fitted model, whose factor applies to data of the kind that it was trained on.
+def wrapped(model: Model, X: Any) -> Dataset:
+    """Wrap data for a fitted model, whose factor applies to data of the kind that it was trained on; whatever values.
 
     Raises
     ------
     NotFittedError
         It is not fitted.
     DataError
-        As in `model_dataset`.
+        As in `training_set`.
     ValueError
-        The rows have another width than those of training.
+        The rows have another width than those of training, or columns of other names.
     """
     check_fitted(model)
-    _check_width(model, X)  # also before the checks of memory order and values, whose mends would not help
-    dataset = model_dataset(model, X, model.scale_ if is_integer(X) == model.integer_data_ else None)
-    _check_width(model, dataset.rows)
+    model._name_features(X, reset=False)
+    dataset = _dataset(model, X, model.scale_)
+    if dataset is not X and dataset.is_integer != model.integer_data_:
+        dataset = as_dataset(dataset.rows)
+    if dataset.data_dim != model.n_features_in_:
+        raise ValueError(
+            f"X has {dataset.data_dim} features, but {type(model).__name__} is expecting {model.n_features_in_} "
+            "features as input"
+        )
     return dataset
 
 
-def _check_width(model: Model, X: Any) -> None:
-    shape: tuple[int, ...] = getattr(X.rows if isinstance(X, Dataset) else X, "shape", ())
-    if len(shape) == 2 and shape[1] not in (0, model.n_features_in_):
-        raise ValueError(
-            f"X has {shape[1]} features, but {type(model).__name__} is expecting {model.n_features_in_} "
-            "features as input"
+def _dataset(model: Model, X: Any, scale: float | None) -> Dataset:
+    """Return a dataset as it is, an array wrapped; unless it lies where the model's backend does not read."""
+    on_device = X.is_on_device if isinstance(X, Dataset) else is_on_device(X)
+    if on_device and (name := backends.resolve(model.backend)) != "cuda":
+        raise DataError(
+            f"the data lie on a device, where the backend {name!r} does not read them: give x.get() (CuPy) or x.cpu() "
+            "(torch), or set backend='cuda'"
         )
-
-
-def is_integer(data: Any) -> bool:
-    """Return whether data are stored as grey levels or bits rather than as floats."""
-    rows = data.rows if isinstance(data, Dataset) else data
-    return getattr(rows, "dtype", None) in (np.uint8, np.bool_)
+    return X if isinstance(X, Dataset) else as_dataset(X, scale=scale)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from fastvae import __version__, backends, settings
 from fastvae.checkpoint import Checkpoint, load_latest, read
 from fastvae.errors import CheckpointError
@@ -41,6 +43,7 @@ def to_checkpoint(model: Model, **extra: Any) -> Checkpoint:
         "data": {
             "scale": model.scale_,
             "integer": model.integer_data_,
+            "feature_names": [*getattr(model, "feature_names_in_", ())],
             "image_shape": None if model.image_shape_ is None else list(model.image_shape_),
             "fingerprint": model.fingerprint_,
             "n_samples_seen": model.n_samples_seen_,
@@ -77,6 +80,8 @@ def from_checkpoint(checkpoint: Checkpoint, kind: type[M]) -> M:
         model.n_features_in_ = model.network_.data_dim
         data = metadata["data"]
         model.scale_, model.integer_data_ = float(data["scale"]), bool(data["integer"])
+        if names := data.get("feature_names"):
+            model.feature_names_in_ = np.array(names, dtype=object)
         model.image_shape_ = None if data["image_shape"] is None else tuple(data["image_shape"])
         model.fingerprint_, model.n_samples_seen_ = data["fingerprint"], int(data["n_samples_seen"])
         model.state_ = State.from_checkpoint(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from fastvae import backends
+from fastvae import backends, settings
 from fastvae.evaluation.inference import batch_rows
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _PLANS: WeakKeyDictionary[Model, dict[str, tuple[Any, Plan]]] = WeakKeyDictionar
 
 def training_plan(model: Model) -> Plan:
     """Return the plan for minibatches of the model's size."""
-    return _plan(model, "training", rows=int(model.batch_size), draws=int(model.n_draws))
+    return _plan(model, "training", rows=settings.minibatch_rows(model), draws=int(model.n_draws))
 
 
 def inference_plan(model: Model) -> Plan:

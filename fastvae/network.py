@@ -109,6 +109,15 @@ class Dense:
     """One affine layer ``y = x @ W + b`` in the flat buffer: W is (fan_in, fan_out) row-major, b follows it.
 
     A layer with several heads holds them side by side in the columns of W.
+
+    Attributes
+    ----------
+    names : tuple of str
+        One for each head.
+    fan_in, fan_out : int
+        Columns of x and y.
+    offset : int
+        Where W begins.
     """
 
     names: tuple[str, ...]

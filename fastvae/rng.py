@@ -72,7 +72,24 @@ def philox(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.u
 
 
 def words(count: int, *, seed: int, step: int | NDArray[Any], stream: int) -> NDArray[np.uint32]:
-    """Return the first `count` words of a stream, at most 2^34; those of several steps along further axes in front."""
+    """Return the first words of a stream; those of several steps along further axes in front.
+
+    Parameters
+    ----------
+    count : int
+        At most 2^34.
+    seed, stream : int
+    step : int, or ndarray of integers in [0, 2^64)
+
+    Returns
+    -------
+    ndarray of shape (*step.shape, count), uint32
+
+    Raises
+    ------
+    ValueError
+        A stream does not hold as many.
+    """
     if not 0 <= count <= 2**34:
         raise ValueError(f"a stream holds at most 2^34 words per step, asked for {count}")
     steps = np.asarray(step, np.uint64)[..., np.newaxis]
@@ -84,7 +101,17 @@ def words(count: int, *, seed: int, step: int | NDArray[Any], stream: int) -> ND
 
 
 def uniform(*, seed: int, step: int | NDArray[Any], stream: int, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """Draw from the open interval (0, 1): ``((word >> 8) + 1/2) / 2^24``; `step` as for `normal`."""
+    """Draw from the open interval (0, 1): ``((word >> 8) + 1/2) / 2^24``.
+
+    Parameters
+    ----------
+    seed, step, stream, shape
+        As for `normal`.
+
+    Returns
+    -------
+    ndarray of shape (*step.shape, *shape)
+    """
     integers = (words(prod(shape), seed=seed, step=step, stream=stream) >> 8).astype(np.float64)
     return (integers.reshape(*integers.shape[:-1], *shape) + 0.5) * 2.0**-24
 
@@ -117,6 +144,17 @@ def normal(
 
 
 def epoch_order(n_rows: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Return the permutation of `n_rows` rows that is keyed by (seed, epoch): a stable sort of 64-bit random keys."""
+    """Return the order of an epoch: a stable sort of 64-bit random keys.
+
+    Parameters
+    ----------
+    n_rows : int
+    seed, epoch : int
+        They key the permutation.
+
+    Returns
+    -------
+    ndarray of shape (n_rows,), int64
+    """
     keys = words(2 * n_rows, seed=seed, step=epoch, stream=Stream.ORDER).view(np.uint64)
     return np.argsort(keys, kind="stable")

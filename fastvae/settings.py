@@ -37,6 +37,7 @@ __all__ = [
     "extra_shapes",
     "from_json",
     "is_fitted",
+    "minibatch_rows",
     "network",
     "optimizer",
     "seed",
@@ -240,6 +241,11 @@ def check_unchanged(model: Model) -> None:
             raise ValueError(f"training began with {name} {before}, not {after}; set it back or fit anew")
 
 
+def minibatch_rows(model: Model) -> int:
+    """Return M, rows of a step of `fit`: `batch_size`, or all rows of the data where they are fewer."""
+    return min(int(model.batch_size), model.n_samples_seen_)
+
+
 def check_batch_size(model: Model) -> None:
     """Refuse to resume `fit` with another minibatch size: a step's number would stand for another place in the data.
 
@@ -249,7 +255,7 @@ def check_batch_size(model: Model) -> None:
         `batch_size` is not that of the steps done.
     """
     state = model.state_
-    if state.samples != state.step * model.batch_size:
+    if state.samples != state.step * minibatch_rows(model):
         before = state.samples // state.step
         raise ValueError(f"training began with batch_size {before}, not {model.batch_size}; set it back or fit anew")
 
@@ -273,7 +279,7 @@ def check_memory(model: Model, network: Network, optimizer: Optimizer, n_rows: i
         return
     available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     size, itemsize = network.layout.size, dtype(model).itemsize
-    rows = int(model.batch_size) * int(model.n_draws)
+    rows = min(int(model.batch_size), n_rows) * int(model.n_draws)
     needed = (
         size * itemsize * ((3 + 2 * optimizer.n_slots) + (1 + optimizer.n_slots))
         + itemsize * sum(map(prod, extra_shapes(model, network, optimizer, n_rows).values()))

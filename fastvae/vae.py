@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils.validation import validate_data
 
 from fastvae import settings
 from fastvae.checkpoint import write
+from fastvae.data import Dataset
 from fastvae.errors import CheckpointError
 from fastvae.kernels import Array
 from fastvae.model import Model
@@ -25,8 +27,12 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
     """Variational auto-encoder, trained by Auto-Encoding Variational Bayes (Kingma & Welling 2013).
 
     The encoder q(z|x) is a diagonal Gaussian, the prior p(z) = N(0, I), both networks are fully connected. All bounds
-    are in nats per datapoint, summed over dimensions. Data are arrays of shape (N, D): uint8, float32, float64 or
-    scipy CSR of these, used as they are stored and never copied.
+    are in nats per datapoint, summed over dimensions.
+
+    Data are arrays of shape (N, D) of any kind: NumPy's, data frames of pandas and polars, sparse matrices of SciPy,
+    tensors of torch; with the backend cuda also arrays on the device. C-contiguous uint8, bool, float32 and float64
+    and CSR of these, memory-mapped too, are used as they lie; what else holds numbers is copied once, see
+    `fastvae.data.as_dataset`. Each X below is such an array, or a `Dataset`.
 
     Parameters
     ----------
@@ -59,7 +65,7 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
     learning_rate : float, optional
         By default 0.001, for adagrad 0.02.
     batch_size : int
-        M.
+        M. Of fewer rows than that, `fit` takes all in every step.
     n_epochs : int
         Passes over the data; each leaves out N mod M rows, others every time.
     n_draws : int
@@ -73,15 +79,17 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
     init : {"fan_in"} or float
         Standard deviation of the initial weights, see `fastvae.network.initialise`.
     scale : float, optional
-        The model sees ``X * scale``; by default 1/255 for uint8 with values above 1, else 1. Further data of the
-        same kind (integer or float) are seen with the factor of the training data.
+        The model sees ``X * scale``; by default 1/255 for uint8 with values above 1, else 1, also for other integers:
+        give 1/255 if they are grey levels. Further data of the same kind (integers or floats) are seen with the factor
+        of the training data.
     backend : str
         ``"auto"`` or a name of `fastvae.backends.NAMES`.
     precision : str
         One that the backend has: ``"fp32"`` everywhere; ``"bf16"``, matrix products of bfloat16 summed in float32, with
         the backend cuda, and with cpp on processors that have AVX512_BF16; ``"tf32"``, those of tf32, with cuda.
     n_threads : int, optional
-        By default the processors that this process may use. Results do not depend on it.
+        By default the processors that this process may use, OMP_NUM_THREADS at most, by which joblib shares them out
+        among the workers of ``n_jobs``. Results do not depend on it.
     random_state : int, RandomState or None
         None draws a fresh seed; `seed_` has it, so that the run can be repeated.
     verbose : int
@@ -107,6 +115,8 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
         ``log_pxz`` and ``acceptance`` in place of bound and KL divergence, the autoencoder ``log_px`` alone.
     n_features_in_ : int
         D.
+    feature_names_in_ : ndarray of shape (D,)
+        Names of the columns; only there after training on a data frame whose columns are all named by strings.
     n_steps_ : int
         Steps done.
     scale_ : float
@@ -136,7 +146,7 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
         DataError
             The data do not fit the model, see `fastvae.data.as_dataset` and `check_values`.
         ValueError
-            A parameter is out of range, or there are fewer rows than `batch_size`.
+            A parameter is out of range.
         BackendError
             The backend or precision is not available.
         DivergenceError
@@ -213,6 +223,10 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
     def score_samples(self, X: Any) -> Array:
         """Return the bound of each row in nats, shape (N,), float64; a row's value does not depend on the others."""
         return self.evaluate(X).elbo
+
+    def _name_features(self, X: Any, *, reset: bool) -> None:
+        if reset or not isinstance(X, Dataset):  # whose columns have no names to compare
+            validate_data(self, X, reset=reset, skip_check_array=True, ensure_2d=False)
 
     def __sklearn_is_fitted__(self) -> bool:
         return settings.is_fitted(self)

@@ -95,7 +95,7 @@ def test_a_run_leaves_checkpoint_configuration_history_and_pictures(run_folder: 
     names = {path.name for path in run_folder.iterdir()}
     assert names == {
         "checkpoints",
-        "config.json",
+        "config.toml",
         "history.csv",
         "reconstructions.png",
         "result.json",
@@ -266,6 +266,10 @@ def test_info_says_why_an_instruction_set_is_missing() -> None:
     ("files", "threads"),
     [
         ({}, 8),
+        ({"OMP_NUM_THREADS": "3"}, 3),
+        ({"OMP_NUM_THREADS": "4,2", "cpu.max": "250000 100000\n"}, 2),
+        ({"OMP_NUM_THREADS": "64"}, 8),
+        ({"OMP_NUM_THREADS": "many"}, 8),
         ({"cpu.max": "max 100000\n"}, 8),
         ({"cpu.max": "250000 100000\n"}, 2),
         ({"cpu.max": "50000 100000\n"}, 1),
@@ -273,11 +277,13 @@ def test_info_says_why_an_instruction_set_is_missing() -> None:
         ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
     ],
 )
-def test_threads_keep_to_the_control_groups_quota(
+def test_threads_keep_to_the_control_groups_quota_and_to_what_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], threads: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setattr(backends, "_CGROUP", tmp_path)
+    files = files.copy()
+    monkeypatch.setenv("OMP_NUM_THREADS", files.pop("OMP_NUM_THREADS", ""))
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -341,7 +347,6 @@ def test_data_fetch_without_a_server_is_one_line(
         (("train", "--data", "mnist", "--data-dir", "/nonexistent"), 1, "fastvae data fetch mnist"),
         (("train", "--test-fraction", "0.5"), 1, "digits has its own test set"),
         (("train", "--precision", "fp12"), 1, "no precision 'fp12'"),
-        (("train", "--batch-size", "1501"), 1, "set --batch-size to 1500 or less"),
         (("train", "--hidden", "16777216,16777216"), 1, "out of memory"),
         (("train", "--optimizer", "sgd", "--learning-rate", "1000"), 1, "training diverged at step"),
         (("evaluate",), 2, "Missing argument 'CHECKPOINT'"),
@@ -443,8 +448,17 @@ def test_runs_of_the_same_second_have_folders_of_their_own(
     folders = [fastvae("train", *QUICK, "--json").json()["out"] for _ in range(2)]
 
     assert folders == ["runs/digits-now-2", "runs/digits-now-3"]
-    assert_error(fastvae("train", "--batch-size", 1501), 1, "set --batch-size")
+    assert_error(fastvae("train", "--hidden", "16777216,16777216"), 1, "out of memory")
     assert sorted(path.name for path in Path("runs").iterdir()) == ["digits-now", "digits-now-2", "digits-now-3"]
+
+
+def test_fewer_rows_than_a_minibatch_are_noted_and_trained_on(fastvae: Callable[..., Result], tmp_path: Path) -> None:
+    result = fastvae("train", *QUICK, "--batch-size", 2000, "--epochs", 2, "--out", tmp_path / "run", "--json")
+    assert result.json()["steps"] == 2
+    assert "--batch-size 2000: every step takes all 1500 rows" in result.err
+    again = fastvae("train", "--resume", "--out", tmp_path / "run", "--epochs", 3, "--json")
+    assert again.json()["steps"] == 3
+    assert_error(fastvae("train", "--resume", "--out", tmp_path / "run", "--epochs", 2), 1, "is at epoch 3 of 3")
 
 
 def test_a_folder_in_use_is_refused(fastvae: Callable[..., Result], tmp_path: Path) -> None:
@@ -704,12 +718,12 @@ def test_resume_keeps_how_checkpoints_are_kept(fastvae: Callable[..., Result], t
 def test_resume_refuses_fewer_epochs_than_are_done(fastvae: Callable[..., Result], tmp_path: Path) -> None:
     run = ("train", *QUICK, "--out", tmp_path / "run")
     fastvae(*run)
-    before = (tmp_path / "run" / "config.json").read_text()
+    before = (tmp_path / "run" / "config.toml").read_text()
 
     result = fastvae(*run, "--resume", "--epochs", 1)
 
     assert_error(result, 1, f"nothing to do for --epochs 1: the run in {tmp_path / 'run'} is at epoch 2 of 2")
-    assert (tmp_path / "run" / "config.json").read_text() == before
+    assert (tmp_path / "run" / "config.toml").read_text() == before
 
 
 def test_resume_stops_at_a_checkpoint_of_a_newer_fastvae(

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from data_files import write_mnist
 
+from fastvae import VAE
 from fastvae.errors import CheckpointError, FastvaeError
 from fastvae.reproduce import run as run_module
 from fastvae.reproduce.paper import Experiment, experiments, interpolate, paper_curve
 from fastvae.reproduce.results import scores, write
-from fastvae.reproduce.run import STEP_SIZES, Machine, read_curves, run
+from fastvae.reproduce.run import STEP_SIZES, Machine, choices, read_curves, run
 from fastvae.reproduce.together import run_all
 
 SMALL = Experiment("mnist", "aevb", "bound", latent_dim=2, hidden=8, n_train=1000, n_samples=200_000)
@@ -153,6 +154,17 @@ def test_another_experiment_or_seed_in_the_same_folder_is_refused(tmp_path: Path
         run(replace(short, hidden=9), tmp_path, machine, ignore)
     with pytest.raises(CheckpointError, match="has --seed 0"):
         run(short, tmp_path, replace(machine, seed=1), ignore)
+
+
+def test_a_step_size_and_initial_weights_of_one_s_own_replace_the_rule_s(tmp_path: Path, machine: Machine) -> None:
+    own = replace(SMALL, n_samples=100_000, step_size=0.05, init="fan_in")
+    run(own, tmp_path / own.name, machine, ignore)
+    assert own.name == f"{SMALL.name}-step-0.05-init-fan_in"
+    assert choices(own, tmp_path / own.name) == {"initial_weights": "fan_in", "step_size": 0.05, "tried": None}
+    model = VAE.load(tmp_path / own.name)
+    assert (model.optimizer_.learning_rate, model.init) == (0.05, "fan_in")
+    with pytest.raises(CheckpointError, match="another experiment"):
+        run(replace(own, step_size=0.06), tmp_path / own.name, machine, ignore)
 
 
 def test_experiments_side_by_side_and_one_that_fails(tmp_path: Path, machine: Machine) -> None:

@@ -1,4 +1,4 @@
-"""The command line: ``fastvae train | evaluate | sample | reconstruct | encode | data | info | bench | reproduce``."""
+"""The command line: ``fastvae train | evaluate | sample | reconstruct | encode | data | info | config | ...``."""
 
 from __future__ import annotations
 

@@ -20,9 +20,13 @@ from typing import Any
 import click
 
 from fastvae.cli.bench import bench
+from fastvae.cli.completion import completion
+from fastvae.cli.config import config
+from fastvae.cli.configuration import ConfigurationError, Origins, configure
 from fastvae.cli.data import data
 from fastvae.cli.evaluate import evaluate
 from fastvae.cli.exchange import export, import_
+from fastvae.cli.examples import add_examples
 from fastvae.cli.generate import encode, reconstruct, sample
 from fastvae.cli.info import info
 from fastvae.cli.latent import interpolate, manifold, traverse
@@ -82,42 +86,50 @@ def cli() -> None:
 
 for _command in (
     *(train, evaluate, sample, reconstruct, encode, denoise, impute, manifold, traverse, interpolate),
-    *(export, import_, data, info, bench, reproduce),
+    *(export, import_, data, info, config, completion, bench, reproduce),
 ):
     cli.add_command(_command)
+configure(cli)
+add_examples(cli)
 
 
 def run(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; every error is one line on stderr."""
     if sys.stdout is None:
         return _fail("stdout is closed, where the results go; redirect it to a file or to /dev/null", 1)
+    origins = Origins()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: note(f"warning: {one_line(message)}")
-            code = cli.main(args, prog_name="fastvae", standalone_mode=False)
+            code = cli.main(args, prog_name="fastvae", standalone_mode=False, obj=origins)
         sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return 2
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "fastvae"
-        return _fail(f"{error.format_message().rstrip('.')} (see '{path} --help')", error.exit_code)
+        message, see = error.format_message().rstrip("."), f" (see '{path} --help')"
+        if isinstance(error, ConfigurationError):
+            return _fail(message, error.exit_code, see=see)
+        return _fail(_with_flags(message), error.exit_code, origins, see)
     except _Interrupted as error:
         note(error.format_message())
         return error.exit_code
     except click.ClickException as error:
-        return _fail(error.format_message(), error.exit_code)
+        return _fail(_with_flags(error.format_message()), error.exit_code, origins)
     except BrokenPipeError:
         return 1  # whoever read stdout has left
     except Exception as error:
         if os.environ.get("FASTVAE_DEBUG"):
             raise
-        return _fail("; ".join([_describe(error), *getattr(error, "__notes__", ())]), 1)
+        return _fail(_with_flags("; ".join([_describe(error), *getattr(error, "__notes__", ())])), 1, origins)
     return code if isinstance(code, int) else 0
 
 
-def _fail(message: str, code: int) -> int:
-    note(f"error: {_with_flags(one_line(message))}")
+def _fail(message: str, code: int, origins: Origins | None = None, see: str = "") -> int:
+    """Print an error as one line, with the places out of sight that set the options it names."""
+    message = one_line(message)
+    note(f"error: {message}{origins.of_options_in(message) if origins else ''}{see}")
     return code
 
 

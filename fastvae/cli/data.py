@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from fastvae.cli.options import data_dir_option, json_option, note, print_json
+from fastvae.cli.options import complete_dataset, data_dir_option, json_option, note, print_json
 
 __all__ = ["data"]
 
@@ -55,7 +55,7 @@ def list_(data_dir: Path | None, as_json: bool) -> None:
 
 
 @data.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_dataset)
 @data_dir_option
 @json_option
 def fetch(name: str, data_dir: Path | None, as_json: bool) -> None:

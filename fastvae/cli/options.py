@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from fastvae import backends
 from fastvae.callbacks import say
-from fastvae.network import MAX_WIDTH
+from fastvae.network import MAX_WIDTH, check_init
 
 if TYPE_CHECKING:
     from fastvae.checkpoint import Checkpoint
@@ -25,10 +26,13 @@ __all__ = [
     "PATH",
     "absolute",
     "checkpoint_argument",
+    "complete_data",
+    "complete_dataset",
     "data_dir_option",
     "data_options",
     "draws",
     "engine_options",
+    "init",
     "json_option",
     "note",
     "open_model",
@@ -112,10 +116,27 @@ def data_options(function: F) -> F:
         ),
         test_fraction_option,
         data_dir_option,
-        click.option("--data", "source", help="Dataset or file; by default that of the training."),
+        click.option(
+            "--data",
+            "source",
+            help="Dataset or file; by default that of the training.",
+            shell_complete=complete_data,
+        ),
     ):
         function = option(function)
     return function
+
+
+def complete_dataset(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return the named datasets that begin so."""
+    from fastvae.data.registry import REGISTRY
+
+    return [CompletionItem(name) for name in REGISTRY if name.startswith(incomplete)]
+
+
+def complete_data(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return the named datasets that begin so, or else let the shell name files."""
+    return complete_dataset(context, parameter, incomplete) or [CompletionItem(incomplete, type="file")]
 
 
 def note(message: str) -> None:
@@ -228,6 +249,16 @@ def rows_for(
     if chosen is None:
         raise DataError(f"{source} was loaded without a test set; use --split train or a --test-fraction above 0")
     return chosen
+
+
+def init(_: click.Context, __: click.Parameter, value: str | None) -> str | float | None:
+    """Turn ``--init fan_in`` or ``--init 0.1`` into what `fastvae.network.initialise` takes."""
+    if value is None:
+        return None
+    try:
+        return check_init(value if value == "fan_in" else float(value))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is neither fan_in nor a positive standard deviation") from None
 
 
 def widths(_: click.Context, parameter: click.Parameter, values: Sequence[str]) -> tuple[int, ...] | None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from fastvae import backends
-from fastvae.cli.options import PATH, data_dir_option, engine_options, json_option, note, print_json, seed_option
+from fastvae.cli.options import PATH, data_dir_option, engine_options, init, json_option, note, print_json, seed_option
 
 __all__ = ["reproduce"]
 
@@ -49,6 +49,8 @@ def _run_options(function: F) -> F:
         click.option(
             "--samples", type=click.FloatRange(1e5, 1e9), help="Training samples  [default: 1e7, baselines 1e6]"
         ),
+        click.option("--init", callback=init, help="Initial weights, fan_in or a standard deviation, for the rule's."),
+        click.option("--step-size", type=click.FloatRange(0, min_open=True), help="Adagrad's, for the rule's choice."),
         click.option("--n-train", type=int, multiple=True, help="Training rows; may be repeated; by default all."),
         click.option(
             "--algorithm", multiple=True, help="aevb, wake-sleep, mcem or autoencoder; may be repeated; by default all."
@@ -76,6 +78,8 @@ def _run(figure: str, options: dict[str, Any]) -> list[Any]:
             algorithms=options["algorithm"],
             n_train=options["n_train"],
             n_samples=QUICK_SAMPLES if options["quick"] else options["samples"] and int(options["samples"]),
+            step_size=options["step_size"],
+            init=options["init"],
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error

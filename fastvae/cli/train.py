@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,15 @@ import click
 from click.core import ParameterSource
 
 from fastvae import backends
+from fastvae.cli.configuration import Origins, key_of, toml_line
 from fastvae.cli.options import (
     PATH,
     absolute,
+    complete_data,
     data_dir_option,
     draws,
     engine_options,
+    init,
     json_option,
     note,
     print_json,
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
     from fastvae.training.composed import Composed
     from fastvae.training.loop import Run
 
-__all__ = ["FLAGS", "train"]
+__all__ = ["FLAGS", "as_toml", "not_a_run", "stored_options", "train"]
 
 # flag -> parameter of the model
 _MODEL = {
@@ -69,19 +72,19 @@ _MODEL = {
 _SESSION = {"epochs": "n_epochs", "backend": "backend", "threads": "n_threads"}
 _DATA = ("data", "test_fraction")
 _CHECKPOINTING = ("checkpoint_every", "keep")
+# Options of how to call the command.
+_NOT_IN_FILES = ("resume", "print_config", "as_json")
 FLAGS = {parameter: "--" + flag.replace("_", "-") for flag, parameter in (_MODEL | _SESSION).items()}
 FLAGS["test_fraction"] = "--test-fraction"
 
 
-def _init(_: click.Context, __: click.Parameter, value: str) -> str | float:
-    try:
-        return value if value == "fan_in" else float(value)
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is neither fan_in nor a standard deviation") from None
-
-
 @click.command(context_settings={"show_default": True})
-@click.option("--data", default="digits", help="Named dataset (digits, mnist, freyface) or file.")
+@click.option(
+    "--data",
+    default="digits",
+    help="Named dataset (digits, mnist, freyface) or file.",
+    shell_complete=complete_data,
+)
 @data_dir_option
 @test_fraction_option
 @click.option("--out", type=PATH, help="Folder of the run  [default: runs/DATA-TIME]")
@@ -101,17 +104,20 @@ def _init(_: click.Context, __: click.Parameter, value: str) -> str | float:
 )
 @click.option("--optimizer", type=click.Choice(tuple(OPTIMIZERS)), default="adam", help="Update rule.")
 @click.option("--learning-rate", type=float, help="Step size  [default: 0.001, adagrad 0.02]")
-@click.option("--batch-size", type=click.IntRange(1, 2**24), default=100, help="Rows per training step (M).")
+@click.option(
+    "--batch-size", type=click.IntRange(1, 2**24), default=100, help="Rows per step (M); all where they are fewer."
+)
 @click.option("--n-draws", type=click.IntRange(1, 2**16), default=1, help="Random draws of z per row and step (L).")
 @click.option("--kl-weight", type=float, default=1.0, help="Weight of the KL divergence in the objective.")
 @click.option("--kl-warmup", type=click.IntRange(0), default=0, help="Steps over which that weight rises from 0.")
 @click.option("--prior/--no-prior", default=False, help="Weight prior N(0, I).")
-@click.option("--init", default="fan_in", callback=_init, help="Initial weights: fan_in or a standard deviation.")
+@click.option("--init", default="fan_in", callback=init, help="Initial weights: fan_in or a standard deviation.")
 @seed_option("Key of all randomness.", default=0)
 @engine_options("auto")
 @click.option("--precision", default="fp32", help="One that the backend has, see info.")
 @click.option("--checkpoint-every", type=click.IntRange(1), help="Steps  [default: epoch ends, at most every 10 s]")
 @click.option("--keep", type=click.IntRange(1), default=3, help="How many checkpoints to keep.")
+@click.option("--print-config", is_flag=True, help="Print all options and where each was set as TOML; train nothing.")
 @json_option
 @click.pass_context
 def train(context: click.Context, /, **options: Any) -> None:
@@ -122,6 +128,10 @@ def train(context: click.Context, /, **options: Any) -> None:
     The run goes through the same steps on any number of threads, and after any interruption and --resume.
     """
     run = _Run(context, options)
+    if options["print_config"]:
+        print(run.configuration(context), end="")
+        return
+    run.load()
     with run.claimed():
         run.train()
         values = run.result()
@@ -156,7 +166,6 @@ class _Run:
             self.model = _new_model(context, options)
             self.source = {name: options[name] for name in _DATA}
         self.data_dir = None if options["data_dir"] is None else str(options["data_dir"].expanduser().resolve())
-        self.split = self._load()
 
     @property
     def kind(self) -> type[Composed[Any]]:
@@ -174,7 +183,7 @@ class _Run:
         if list_checkpoints(self.checkpoints):
             raise CheckpointError(f"{self.folder} holds a run already; add --resume or name another --out")
         if list_checkpoints(self.folder):
-            raise _not_a_run(self.folder)
+            raise not_a_run(self.folder)
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
@@ -224,7 +233,7 @@ class _Run:
 
         path, checkpoint, self.model = read_model(self.checkpoints, report_damaged, Model)
         if "run" not in checkpoint.metadata:
-            raise _not_a_run(path)
+            raise not_a_run(path)
         self.source = checkpoint.metadata["run"]
         if self.options["data_dir"] is None and self.source["data_dir"] is not None:
             self.options["data_dir"] = Path(self.source["data_dir"])
@@ -261,17 +270,19 @@ class _Run:
         note(f"resuming {path.name} at step {self.model.n_steps_}")
 
     def _check_epochs(self) -> None:
+        from fastvae import settings
         from fastvae.errors import CheckpointError
 
         model, asked = self.model, self.options["epochs"]
-        epoch = -(-model.n_steps_ // (model.n_samples_seen_ // model.batch_size))
+        epoch = -(-model.n_steps_ // (model.n_samples_seen_ // settings.minibatch_rows(model)))
         if "epochs" in self.given and asked < epoch:
             raise CheckpointError(
                 f"nothing to do for --epochs {asked}: the run in {self.folder} is at epoch {epoch} of "
                 f"{model.n_epochs}; leave the option out or raise it"
             )
 
-    def _load(self) -> Split:
+    def load(self) -> None:
+        """Read the data."""
         from fastvae.data import load
 
         fraction = self.source["test_fraction"]
@@ -282,18 +293,38 @@ class _Run:
                 f"test set: the last {100 * share:.3g} % of rows, since the file is memory-mapped; "
                 "shuffle the file if its order means something"
             )
-        return split
+        if self.model.batch_size > split.train.n_rows and not self.resumed:
+            note(f"--batch-size {self.model.batch_size}: every step takes all {split.train.n_rows} rows")
+        self.split: Split = split
+
+    def configuration(self, context: click.Context) -> str:
+        """Return the options of this session as TOML, each with where it was set.
+
+        What is a comment was left out, with what it came to where that follows from other options.
+        """
+        from fastvae import settings
+
+        origins, lines = context.ensure_object(Origins), []
+        values = self.options | stored_options(self.model, self._run_metadata(), self.model.backend)
+        derived = {
+            "decoder_hidden": settings.network(self.model, 1).decoder_hidden,
+            "learning_rate": settings.optimizer(self.model).learning_rate,
+        }
+        for option in context.command.params:
+            if isinstance(option, click.Option) and option.name in values and option.name not in _NOT_IN_FILES:
+                value = values[option.name]
+                is_of_run = self.resumed and option.name not in {*self.given, "data_dir"}
+                where = f"run, {self.folder}" if is_of_run else origins.of(option)
+                if value == "auto":
+                    where += f"; {backends.resolve()} here"
+                line = toml_line(key_of(option), derived.get(option.name) if value is None else value, where)
+                lines.append(f"# {line}" if value is None and option.name in derived else line)
+        return "\n".join(lines) + "\n"
 
     def _write_texts(self, run: Run) -> None:
         """Write configuration and history beside the checkpoints."""
-        from fastvae import settings
-
-        config = {
-            "estimator": settings.to_json(self.model),
-            "seed": self.model.seed_,
-            "run": self._run_metadata(),
-        }
-        _write_text(self.folder / "config.json", json.dumps(config, indent=2) + "\n")
+        engine = backends.load(self.model.backend).NAME
+        _write_text(self.folder / "config.toml", as_toml(stored_options(self.model, self._run_metadata(), engine)))
         _write_history(self.folder / "history.csv", run.state.history)
 
     def _run_metadata(self) -> dict[str, Any]:
@@ -407,6 +438,23 @@ class _Run:
         write_png(self.folder / "samples.png", grid(self.model.sample(100), shape))
 
 
+def stored_options(model: Model, run: Mapping[str, Any], backend: str) -> dict[str, Any]:
+    """Return the options of train that repeat a run, by the names of their arguments.
+
+    An option is None where the run left it out: what its default came to follows from the others.
+    """
+    values = {flag: getattr(model, parameter) for flag, parameter in (_MODEL | _SESSION).items()}
+    values |= {name: "none" for name in ("hidden", "decoder_hidden") if values[name] == ()}
+    return values | {"backend": backend} | {name: run.get(name) for name in (*_DATA, "data_dir", *_CHECKPOINTING)}
+
+
+def as_toml(values: Mapping[str, Any]) -> str:
+    """Return options of train as the lines of a file for --config."""
+    options = {option.name: key_of(option) for option in train.params if isinstance(option, click.Option)}
+    lines = [toml_line(key, values[name]) for name, key in options.items() if values.get(name) is not None]
+    return "\n".join(lines) + "\n"
+
+
 def _new_model(context: click.Context, options: dict[str, Any]) -> Model:
     from fastvae import settings
     from fastvae.model import Model
@@ -421,7 +469,8 @@ def _new_model(context: click.Context, options: dict[str, Any]) -> Model:
     return model
 
 
-def _not_a_run(path: Path) -> CheckpointError:
+def not_a_run(path: Path) -> CheckpointError:
+    """Return the error about a checkpoint of a model that was trained in Python."""
     from fastvae.errors import CheckpointError
 
     return CheckpointError(
@@ -443,7 +492,7 @@ def _write_text(path: Path, text: str) -> None:
     from fastvae.files import replace_file
 
     with replace_file(path) as stream:
-        stream.write(text.encode())
+        stream.write(text.encode(errors="surrogateescape"))  # a path need not be text
 
 
 def _write_history(path: Path, history: dict[str, list[Any]]) -> None:

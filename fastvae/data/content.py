@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastvae.data.dataset import require_contiguous
+from fastvae.data.arrays import refuse_mapped
 from fastvae.errors import DataError, one_line
 
 __all__ = ["DEFLATE_MAX_RATIO", "GZIP_MAGIC", "Content", "as_rows", "read_chunks", "starts_with", "unreadable"]
@@ -57,10 +57,11 @@ def read_chunks(path: Path) -> Iterator[bytes]:
 
 
 def as_rows(array: NDArray[Any], path: Path) -> Content:
-    """Give images (N, height, width) as rows, by a view; leave every other shape for `as_dataset` to judge."""
+    """Give images (N, height, width) as rows, by a view if in C order; leave other shapes for `as_dataset` to judge."""
     if array.ndim != 3:
         return Content(array)
-    require_contiguous(array, str(path))
+    if not array.flags.c_contiguous:
+        refuse_mapped(array, "not C-contiguous", str(path))
     n_rows, height, width = array.shape
     return Content(array.reshape(n_rows, height * width), image_shape=(height, width))
 

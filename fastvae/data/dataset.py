@@ -1,10 +1,9 @@
-"""The container of datapoints, and the checks of shape, dtype and structure on the way into it."""
+"""The container of datapoints, and the way into it."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -12,16 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastvae.arguments import positive
-from fastvae.errors import DataError, one_line
+from fastvae.data.arrays import check_shape, converted, dense_array, on_host, storage_dtype
+from fastvae.data.sparse import csr_rows, is_scipy_sparse
+from fastvae.errors import DataError
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array, csr_matrix
 
     Rows: TypeAlias = NDArray[Any] | csr_matrix | csr_array
 
-__all__ = ["Dataset", "as_dataset", "require_contiguous", "value_blocks"]
+__all__ = ["Dataset", "as_dataset", "value_blocks"]
 
-STORAGE_DTYPES = (np.dtype(np.uint8), np.dtype(np.float32), np.dtype(np.float64))
 GREY_SCALE = 1 / 255
 
 # Checks walk through the data in blocks of this many values, so that their temporaries stay below a few MB.
@@ -36,9 +36,9 @@ class Dataset:
 
     Attributes
     ----------
-    rows : ndarray or scipy.sparse CSR, shape (N, D)
+    rows : ndarray, scipy.sparse CSR or CuPy array, shape (N, D)
         One datapoint per row: uint8, float32 or float64, C-contiguous and in native byte order. A CSR matrix has
-        sorted column indices without duplicates.
+        sorted column indices without duplicates. An array of CuPy lies on a device, for the backend cuda.
     scale : float
         The model sees x = rows * scale: 1/255 for grey levels, 1.0 for floats and for binary uint8.
     name : str
@@ -49,6 +49,8 @@ class Dataset:
         Where each row stands in its source, by which error messages name it; None for the rows of the source in order.
     from_text : bool
         Whether `origins` are lines of a text file. Those and their columns count from 1, all else counts from 0.
+    source_dtype : dtype or None
+        What the source held; None if just what `rows` hold.
     """
 
     rows: Rows = dataclasses.field(repr=False)
@@ -57,6 +59,7 @@ class Dataset:
     image_shape: tuple[int, int] | None = None
     origins: Sequence[int] | NDArray[np.int64] | None = dataclasses.field(default=None, repr=False)
     from_text: bool = False
+    source_dtype: np.dtype[Any] | None = None
 
     @property
     def n_rows(self) -> int:
@@ -71,7 +74,17 @@ class Dataset:
     @property
     def is_sparse(self) -> bool:
         """Whether the rows are a scipy CSR matrix."""
-        return not isinstance(self.rows, np.ndarray)
+        return hasattr(self.rows, "indptr")
+
+    @property
+    def is_on_device(self) -> bool:
+        """Whether the rows are CuPy's, in the memory of a CUDA device."""
+        return not self.is_sparse and not isinstance(self.rows, np.ndarray)
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether the source held integers or booleans, such as grey levels."""
+        return (self.rows.dtype if self.source_dtype is None else self.source_dtype).kind in "biu"
 
     @property
     def is_mapped(self) -> bool:
@@ -104,17 +117,16 @@ class Dataset:
         rows = self.rows[picked]
         if rows.shape[0] == 0:
             raise DataError(f"{self.name}: the selection takes none of the {self.n_rows} rows")
-        if isinstance(rows, np.ndarray) and not rows.flags.c_contiguous:
-            rows = np.ascontiguousarray(rows)
+        if not self.is_sparse and not rows.flags.c_contiguous:
+            rows = rows.copy() if self.is_on_device else np.ascontiguousarray(rows)
         origins = range(self.n_rows) if self.origins is None else self.origins
         chosen = origins[picked] if isinstance(picked, slice) else np.asarray(origins)[picked]
         return dataclasses.replace(self, rows=rows, origins=chosen)
 
     def dense(self) -> NDArray[Any]:
-        """Return the rows as they are stored, a CSR matrix as a dense copy."""
+        """Return the rows as they are stored; a CSR matrix, and an array on a device, as a copy."""
         rows: Any = self.rows
-        stored: NDArray[Any] = rows.toarray() if self.is_sparse else rows
-        return stored
+        return on_host(rows.toarray() if self.is_sparse else rows)
 
     def as_seen(self) -> NDArray[np.float32]:
         """Return the rows as the model sees them, ``rows * scale``: a dense copy in float32."""
@@ -129,17 +141,24 @@ class Dataset:
 def as_dataset(
     x: Any, *, scale: float | None = None, name: str = "array", image_shape: tuple[int, int] | None = None
 ) -> Dataset:
-    """Wrap an array in memory as a `Dataset`, without a copy and without a change of dtype.
+    """Wrap an array as a `Dataset`, without a copy where that can be, else with one.
+
+    Not copied are C-contiguous arrays of uint8, bool (viewed as uint8), float32 and float64, and CSR matrices of these
+    with sorted columns; also where they are memory-mapped, torch's or CuPy's. What else holds numbers is copied once,
+    into C order and, for other dtypes, into floats: float32 if that holds every value (float16, int8, int16, uint16),
+    else float64. Such integers are taken as they are, not for grey levels.
 
     Parameters
     ----------
     x : array, shape (N, D)
-        An ndarray of uint8, bool (viewed as uint8), float32 or float64; a scipy CSR matrix or array of these; or a
-        list of rows, which becomes float64. Dense arrays must be C-contiguous, everything in native byte order.
+        An ndarray; a data frame of pandas or polars; a matrix or array of scipy.sparse, of any format; a list of rows;
+        a tensor of torch on the CPU, or anything else that NumPy makes an array of or that has DLPack. For the backend
+        cuda also an array on the device, of CuPy, torch, or with ``__cuda_array_interface__`` or DLPack, which stays
+        there.
     scale : float, optional
-        The model sees x * scale. By default 1.0 for floats and bool; for uint8 1/255 when some value exceeds 1 (grey
-        levels), else 1.0 (binary). Give the training set's scale for further data of the same kind, so that a batch
-        that happens to be dark is not taken for a binary one.
+        The model sees x * scale. By default 1.0, but 1/255 for uint8 when some value exceeds 1 (grey levels). Give the
+        training set's scale for further data of the same kind, so that a batch that happens to be dark is not taken
+        for a binary one.
     name : str
         What error messages call the data.
     image_shape : tuple of int, optional
@@ -152,13 +171,24 @@ def as_dataset(
     Raises
     ------
     DataError
-        The shape, dtype, memory order or sparse structure is not one of the above; the message names the mend.
+        The shape is not (N, D); the array lies on a device and CuPy is not there; it is memory-mapped and would have to
+        be copied; or a CSR matrix is damaged or has a column twice in a row. The message names the mend.
+    DataTypeError
+        The values are no real numbers.
     ValueError
         `scale` is not a positive finite number, or `image_shape` does not fit the number of columns.
     """
     if scale is not None:
         scale = positive("scale", scale)
-    rows = _checked_csr(x, name) if _is_scipy_sparse(x) else _checked_dense(x, name)
+    if hasattr(x, "sparse") and hasattr(x.sparse, "to_coo"):  # a frame of pandas with sparse columns alone
+        x = x.sparse.to_coo()
+    if is_scipy_sparse(x):
+        source_dtype, rows = x.dtype, csr_rows(x, name)
+    else:
+        array = dense_array(x, name)
+        check_shape(array.shape, name)
+        source_dtype, dtype = array.dtype, storage_dtype(array.dtype, name)
+        rows = converted(array.view(np.uint8) if source_dtype == np.bool_ else array, dtype, name)
     n_columns = rows.shape[1]
     if image_shape is not None:
         if math.prod(image_shape) != n_columns or len(image_shape) != 2 or min(image_shape) < 1:
@@ -166,117 +196,7 @@ def as_dataset(
         image_shape = (int(image_shape[0]), int(image_shape[1]))
     if scale is None:
         scale = GREY_SCALE if rows.dtype == np.uint8 and _any_above_one(rows) else 1.0
-    return Dataset(rows, scale, name, image_shape)
-
-
-def require_contiguous(array: NDArray[Any], name: str, mend: str = "np.ascontiguousarray(x)") -> None:
-    """Raise a `DataError` unless a dense array is C-contiguous: a copy is the caller's decision."""
-    if not array.flags.c_contiguous:
-        raise DataError(
-            f"{name}: the array is not C-contiguous (Fortran order or a strided view); make the copy with {mend}"
-        )
-
-
-def _is_scipy_sparse(x: Any) -> bool:
-    # Whoever made a sparse matrix has imported scipy.sparse; so this never imports it for dense data.
-    sparse = sys.modules.get("scipy.sparse")
-    return sparse is not None and bool(sparse.issparse(x))
-
-
-def _check_shape(shape: tuple[int, ...], name: str) -> None:
-    if len(shape) == 1:
-        hint = "x.reshape(-1, 1) for one column per datapoint, x.reshape(1, -1) for a single datapoint"
-    elif len(shape) == 3:
-        hint = f"x.reshape({shape[0]}, {shape[1] * shape[2]}) and image_shape=({shape[1]}, {shape[2]}) for images"
-    else:
-        hint = "x.reshape(n_rows, -1)"
-    if len(shape) != 2:
-        raise DataError(
-            f"{name}: data must be 2-D, one datapoint per row, got shape {shape}. Reshape your data: {hint}"
-        )
-    for length, kind in zip(shape, ("sample", "feature"), strict=True):
-        if length == 0:
-            raise DataError(
-                f"{name}: the data are empty: 0 {kind}(s) (shape={shape}) while a minimum of 1 is required."
-            )
-
-
-def _checked_dtype(array: NDArray[Any], name: str) -> NDArray[Any]:
-    """Return the values as uint8, float32 or float64 (bool by a view), or raise naming the mend."""
-    dtype = array.dtype
-    if dtype == np.bool_:
-        return array.view(np.uint8)
-    if not dtype.isnative:
-        raise DataError(f"{name}: the byte order of {dtype.str} is foreign; use x.astype(x.dtype.newbyteorder('='))")
-    if dtype in STORAGE_DTYPES:
-        return array
-    mend = "x.astype(np.float32)"
-    if dtype.kind in "iu":
-        mend += ", or x.astype(np.uint8) for grey levels 0..255 and binary data"
-    elif dtype.kind == "c":
-        mend = "Complex data not supported; take x.real, x.imag or both as columns"
-    elif dtype.kind != "f":
-        mend = "turn every column into numbers, then " + mend
-    raise DataError(f"{name}: dtype {dtype} is not one of uint8, bool, float32, float64; {mend}")
-
-
-def _checked_dense(x: Any, name: str) -> NDArray[Any]:
-    if isinstance(x, np.ma.MaskedArray):
-        raise DataError(f"{name}: masked arrays are not supported; fill the gaps with x.filled(value)")
-    try:
-        array = np.asarray(x, dtype=np.float64) if isinstance(x, (list, tuple)) else np.asanyarray(x)
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{name}: not an array of numbers with rows of equal length ({one_line(error)})") from error
-    if not isinstance(array, np.memmap):
-        array = np.asarray(array)
-    _check_shape(array.shape, name)
-    is_frame = hasattr(x, "to_numpy")
-    array = _checked_dtype(array, name)
-    require_contiguous(array, name, f"np.ascontiguousarray({'x.to_numpy(np.float32)' if is_frame else 'x'})")
-    return array
-
-
-def _checked_csr(x: Any, name: str) -> Any:
-    if x.format != "csr":
-        raise DataError(f"{name}: sparse data must be CSR, got {x.format}; use x.tocsr()")
-    _check_shape(x.shape, name)
-    _check_csr_structure(x, name)
-    values = _checked_dtype(x.data, name)
-    if values is not x.data:
-        return type(x)((values, x.indices, x.indptr), shape=x.shape, copy=False)
-    return x
-
-
-def _check_csr_structure(x: Any, name: str) -> None:
-    """Check indptr, then the range and the strict order of the column indices within each row."""
-    indptr, indices = x.indptr, x.indices
-    n_rows, n_columns = x.shape
-    for part in (x.data, indices, indptr):
-        require_contiguous(part, name)
-    if indptr.shape != (n_rows + 1,) or indptr[0] != 0 or np.any(indptr[1:] < indptr[:-1]):
-        raise DataError(f"{name}: damaged CSR matrix: indptr must hold {n_rows + 1} offsets that start at 0 and rise")
-    if not indptr[-1] == indices.size == x.data.size:
-        raise DataError(
-            f"{name}: CSR arrays disagree: indptr ends at {indptr[-1]} for {indices.size} indices and {x.data.size} "
-            "values; x.prune() if the arrays are only too long"
-        )
-    if indices.size and (indices.min() < 0 or indices.max() >= n_columns):
-        entry = int(np.flatnonzero((indices < 0) | (indices >= n_columns))[0])
-        row = int(np.searchsorted(indptr, entry, side="right")) - 1
-        raise DataError(
-            f"{name}: damaged CSR matrix: row {row} names column {indices[entry]} of {n_columns}; rebuild the matrix"
-        )
-    for start in range(0, indices.size - 1, BLOCK_VALUES):
-        block = indices[start : start + BLOCK_VALUES + 1]
-        entries = np.flatnonzero(block[1:] <= block[:-1]) + start + 1
-        # A column may fall back only where the next row starts.
-        entries = entries[indptr[np.searchsorted(indptr, entries)] != entries]
-        if entries.size:
-            entry = int(entries[0])
-            row = int(np.searchsorted(indptr, entry, side="right")) - 1
-            if indices[entry] == indices[entry - 1]:
-                raise DataError(f"{name}: row {row} holds column {indices[entry]} twice; x.sum_duplicates() mends it")
-            raise DataError(f"{name}: the columns of row {row} are not in order; x.sort_indices() mends it")
+    return Dataset(rows, scale, name, image_shape, source_dtype=source_dtype)
 
 
 def _any_above_one(rows: Any) -> bool:
@@ -286,8 +206,8 @@ def _any_above_one(rows: Any) -> bool:
 
 def value_blocks(rows: Any) -> Iterator[tuple[int, NDArray[Any]]]:
     """Yield (position of the first value, values): blocks of rows, or of the stored entries of a CSR matrix."""
-    values = rows if isinstance(rows, np.ndarray) else rows.data
+    values = rows.data if hasattr(rows, "indptr") else rows
     width = values.shape[1] if values.ndim == 2 else 1
     step = max(1, BLOCK_VALUES // width)
     for start in range(0, len(values), step):
-        yield start * width, values[start : start + step]
+        yield start * width, on_host(values[start : start + step])

@@ -27,7 +27,15 @@ N_TEST_FREYFACE = 393
 
 @dataclass(frozen=True)
 class Split:
-    """A training set, and a test set of the same columns and scale or None."""
+    """What `load` returns.
+
+    Attributes
+    ----------
+    train : Dataset
+        The training set.
+    test : Dataset or None
+        The test set, of the same columns and scale.
+    """
 
     train: Dataset
     test: Dataset | None

@@ -50,14 +50,16 @@ def check_values(dataset: Dataset, likelihood: str, mean: str) -> None:
         return
 
     not_finite = _Offenders(dataset)
-    outside = _Offenders(dataset)
+    outside, negative = _Offenders(dataset), False
     for start, block in value_blocks(dataset.rows):
         with np.errstate(over="ignore", invalid="ignore"):
             x = (block * dataset.scale).astype(np.float32, copy=False)
         finite = np.isfinite(x)
         not_finite.add(start, ~finite)
         if bounded:
-            outside.add(start, finite & ((x < -RANGE_TOLERANCE) | (x > upper)))
+            below = finite & (x < -RANGE_TOLERANCE)
+            negative = negative or bool(below.any())
+            outside.add(start, below | (finite & (x > upper)))
     if not_finite.count:
         raise DataError(
             f"{dataset.name}: {not_finite.describe()} is not a finite float32 number ({not_finite.count} such values "
@@ -66,8 +68,10 @@ def check_values(dataset: Dataset, likelihood: str, mean: str) -> None:
     if outside.count:
         model = "the bernoulli likelihood" if likelihood == "bernoulli" else "a gaussian with sigmoid mean"
         raise DataError(
-            f"{dataset.name}: {outside.describe()} is outside [0, 1] ({outside.count} such values in all), which "
-            f"{model} cannot explain; scale the data to [0, 1], or use likelihood='gaussian' with mean='identity'"
+            f"{dataset.name}: {outside.describe()} is outside [0, 1] ({outside.count} such values in all"
+            f"{'; Negative values in data' if negative else ''}), which "
+            f"{model} cannot explain; scale the data to [0, 1] (grey levels by scale=1/255 or x.astype(np.uint8)), or "
+            "use likelihood='gaussian' with mean='identity'"
         )
 
 

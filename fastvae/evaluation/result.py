@@ -220,9 +220,7 @@ def treatment(dataset: Dataset, binarize: str) -> tuple[str, str]:
 
 def row_hashes(dataset: Dataset, rows: slice) -> Array:
     """Return a hash of each row's values as they are stored, int64: the same on every backend, in every precision."""
-    stored: Any = dataset.rows[rows]
-    dense = stored.toarray() if dataset.is_sparse else stored
-    return np.array([zlib.crc32(row) for row in dense], np.int64)
+    return np.array([zlib.crc32(row) for row in dataset.select(rows).dense()], np.int64)
 
 
 def rows_key(hashes: Array, binarize: str, seed: int) -> int:

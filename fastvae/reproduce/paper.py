@@ -116,6 +116,10 @@ class Experiment:
         First rows of the training set; 0 for all.
     n_samples : int
         Training samples to go to.
+    step_size : float, optional
+        By default by the protocol's rule, see `fastvae.reproduce.run.choices`.
+    init : {"fan_in"} or float, optional
+        Initial weights, likewise.
     """
 
     dataset: str
@@ -125,6 +129,8 @@ class Experiment:
     hidden: int
     n_train: int
     n_samples: int
+    step_size: float | None = None
+    init: str | float | None = None
 
     @property
     def evaluations(self) -> int:
@@ -140,7 +146,9 @@ class Experiment:
         """Name of its folder."""
         rows = f"-{self.n_train}" if self.n_train else ""
         measure = "-error" if self.measure == "reconstruction error" else ""
-        return f"{self.dataset}{rows}-{self.algorithm}-{self.latent_dim}x{self.hidden}{measure}"
+        step_size = "" if self.step_size is None else f"-step-{self.step_size:g}"
+        init = "" if self.init is None else f"-init-{self.init}"
+        return f"{self.dataset}{rows}-{self.algorithm}-{self.latent_dim}x{self.hidden}{measure}{step_size}{init}"
 
 
 def experiments(
@@ -151,8 +159,12 @@ def experiments(
     algorithms: Iterable[str] = (),
     n_train: Iterable[int] = (),
     n_samples: int | None = None,
+    step_size: float | None = None,
+    init: str | float | None = None,
 ) -> list[Experiment]:
     """Return the experiments of a figure, those with the fewest latent dimensions last; empty arguments mean all.
+
+    `step_size` and `init` replace what the protocol's rule would choose.
 
     Raises
     ------
@@ -162,7 +174,15 @@ def experiments(
     protocol = FIGURES[figure]
     found = [
         Experiment(
-            dataset, algorithm, protocol.measure, J, protocol.hidden[dataset], rows, n_samples or protocol.n_samples
+            dataset,
+            algorithm,
+            protocol.measure,
+            J,
+            protocol.hidden[dataset],
+            rows,
+            n_samples or protocol.n_samples,
+            step_size,
+            init,
         )
         for dataset in protocol.latent_dims
         for rows in protocol.n_train[dataset]

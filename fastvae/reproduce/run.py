@@ -181,7 +181,14 @@ def new_model(experiment: Experiment, split: Split, machine: Machine, *, step_si
 
 def initial_weights(experiment: Experiment) -> str | float:
     """Return how an experiment's weights begin, as `fastvae.network.initialise` takes it."""
+    if experiment.init is not None:
+        return experiment.init
     return INIT.get((experiment.dataset, experiment.algorithm), DEFAULT_INIT)
+
+
+def _fixed_step_size(experiment: Experiment) -> float | None:
+    """Return the step size that is not left to the trials."""
+    return experiment.step_size or FIXED_STEP_SIZES.get((experiment.dataset, experiment.algorithm))
 
 
 def _steps(experiment: Experiment, samples: int) -> int:
@@ -199,9 +206,9 @@ def choices(experiment: Experiment, folder: Path) -> dict[str, Any]:
     -------
     dict
         ``initial_weights``; ``step_size``; ``tried``, the objective by step size after the first iterations, None where
-        it diverged, or None as a whole where the protocol fixes the step size. JSON-serialisable.
+        it diverged, or None as a whole where the step size was fixed. JSON-serialisable.
     """
-    fixed = FIXED_STEP_SIZES.get((experiment.dataset, experiment.algorithm))
+    fixed = _fixed_step_size(experiment)
     tried = None if fixed else _read_choice(folder)["tried"]
     step_size = fixed if tried is None else _best(tried)
     return {"initial_weights": initial_weights(experiment), "step_size": step_size, "tried": tried}
@@ -220,7 +227,7 @@ def _best(tried: dict[str, float | None]) -> float:
 
 def _step_size(experiment: Experiment, split: Split, folder: Path, machine: Machine) -> float:
     """Return the step size that does best on the training set in the first iterations; tried once per folder."""
-    if fixed := FIXED_STEP_SIZES.get((experiment.dataset, experiment.algorithm)):
+    if fixed := _fixed_step_size(experiment):
         return fixed
     path, key = folder / "step_size.json", {"seed": machine.seed, "precision": machine.precision}
     if not path.is_file():

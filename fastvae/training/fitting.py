@@ -15,7 +15,7 @@ from fastvae.data import Dataset
 from fastvae.errors import CheckpointError
 from fastvae.evaluation import PASSING_DRAWS
 from fastvae.model import Model
-from fastvae.model_data import fitted_dataset, is_integer, model_dataset, training_set
+from fastvae.model_data import fitted_dataset, training_set
 from fastvae.model_plans import training_plan
 from fastvae.network import initialise
 from fastvae.training.algorithm import algorithm_class
@@ -33,6 +33,7 @@ def fit(model: Model, X: Any, *, eval_set: Any = None) -> None:
     dataset = training_set(model, X)
     with _kept_on_error(model):
         _start(model, dataset)
+        model._name_features(X, reset=True)
         model.fingerprint_ = fingerprint(dataset)
         model.n_samples_seen_ = dataset.n_rows
         algorithm, callbacks = _algorithm(model, dataset), _callbacks(model, eval_set)
@@ -48,7 +49,8 @@ def resume(model: Model, X: Any, *, eval_set: Any = None) -> None:
         raise CheckpointError("partial_fit has no epochs to resume; call partial_fit with the next rows")
     is_imported = model.fingerprint_ is None  # parameters from elsewhere: whatever these data are, they are its own
     settings.check_batch_size(model)
-    dataset = training_set(model, fitted_dataset(model, X) if is_imported else X)
+    dataset = fitted_dataset(model, X) if is_imported else training_set(model, X)
+    model._name_features(X, reset=False)
     found = fingerprint(dataset)
     for name, expected in (model.fingerprint_ or {}).items():
         if found[name] != expected:
@@ -78,8 +80,9 @@ def partial_fit(model: Model, X: Any) -> None:
             settings.check_unchanged(model)
             dataset = fitted_dataset(model, X)
         else:
-            dataset = model_dataset(model, X, model.scale)
+            dataset = training_set(model, X)
             _start(model, dataset)
+            model._name_features(X, reset=True)
             model.n_samples_seen_ = 0
         model.fingerprint_ = None
         model.n_samples_seen_ += dataset.n_rows
@@ -112,7 +115,7 @@ def _start(model: Model, dataset: Dataset) -> None:
 def _set_data(model: Model, dataset: Dataset) -> None:
     """Set how the model sees data to how these are seen."""
     model.scale_ = dataset.scale
-    model.integer_data_ = is_integer(dataset)
+    model.integer_data_ = dataset.is_integer
     model.image_shape_ = dataset.image_shape
 
 
@@ -153,7 +156,7 @@ def _run_epochs(model: Model, algorithm: Composed[Any], callbacks: list[Callback
         algorithm,
         model.state_,
         n_rows=algorithm.dataset.n_rows,
-        batch_size=int(model.batch_size),
+        batch_size=settings.minibatch_rows(model),
         n_epochs=int(model.n_epochs),
         callbacks=callbacks,
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastvae.data.arrays import on_host
 from fastvae.errors import CheckpointError
 from fastvae.kernels import Array
 
@@ -169,7 +170,7 @@ def fingerprint(dataset: Dataset) -> dict[str, Any]:
     index = np.unique(np.linspace(0, dataset.n_rows - 1, _FINGERPRINT_ROWS).astype(np.int64))
     digest = hashlib.sha256()
     sample: Any = rows[index]
-    for part in (sample.indptr, sample.indices, sample.data) if dataset.is_sparse else (sample,):
+    for part in (sample.indptr, sample.indices, sample.data) if dataset.is_sparse else (on_host(sample),):
         # scipy chooses the width of its indices freely
         part = part if part.dtype.kind == "f" or part.dtype == np.uint8 else part.astype(np.int64)
         digest.update(np.ascontiguousarray(part).data.cast("B"))

@@ -20,10 +20,10 @@ import numpy as np
 
 from fastvae import settings
 from fastvae.arguments import choice, integer
-from fastvae.data import Dataset, as_dataset
+from fastvae.data import Dataset, check_values
 from fastvae.errors import DataError
 from fastvae.kernels import Array, Plan
-from fastvae.model_data import fitted_dataset
+from fastvae.model_data import wrapped
 from fastvae.model_plans import inference_plan
 from fastvae.uses.chains import FILLS, Chains
 
@@ -146,7 +146,7 @@ def impute(
 
 def _observed(model: Model, X: Any, mask: Any) -> tuple[Dataset, Array]:
     """Return the rows with 0 for missing values, and the mask of shape (N, D)."""
-    data = X if isinstance(X, Dataset) else as_dataset(X)
+    data = wrapped(model, X)
     shape, missing = data.rows.shape, np.asarray(mask)
     if missing.dtype != np.bool_ or missing.shape not in (shape, shape[1:]):
         raise DataError(
@@ -154,8 +154,9 @@ def _observed(model: Model, X: Any, mask: Any) -> tuple[Dataset, Array]:
             f"got {missing.dtype} of shape {missing.shape}"
         )
     missing = np.broadcast_to(missing, shape)
-    filled = np.where(missing, data.rows.dtype.type(0), data.dense())
-    return fitted_dataset(model, dataclasses.replace(X, rows=filled) if X is data else filled), missing
+    filled = dataclasses.replace(data, rows=np.where(missing, data.rows.dtype.type(0), data.dense()))
+    check_values(filled, model.likelihood, model.mean)
+    return filled, missing
 
 
 def _batches(n_rows: int, n_chains: int, plan: Plan) -> Iterator[tuple[slice, list[range]]]:
