@@ -25,8 +25,8 @@ from fastvae.cli.config import config
 from fastvae.cli.configuration import ConfigurationError, Origins, configure
 from fastvae.cli.data import data
 from fastvae.cli.evaluate import evaluate
-from fastvae.cli.exchange import export, import_
 from fastvae.cli.examples import add_examples
+from fastvae.cli.exchange import export, import_
 from fastvae.cli.generate import encode, reconstruct, sample
 from fastvae.cli.info import info
 from fastvae.cli.latent import interpolate, manifold, traverse
