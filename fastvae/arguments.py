@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["choice", "integer", "positive", "real"]
+__all__ = ["choice", "integer", "non_negative", "positive", "real"]
 
 
 def integer(name: str, value: Any, *, low: int, high: int = 2**31 - 1) -> int:
@@ -32,6 +32,14 @@ def positive(name: str, value: Any) -> float:
     number = real(name, value)
     if not 0 < number < math.inf:
         raise ValueError(f"{name} must be a positive finite number, got {value!r}")
+    return number
+
+
+def non_negative(name: str, value: Any) -> float:
+    """Return a finite number that is not negative as a float."""
+    number = real(name, value)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{name} must be a finite number that is not negative, got {value!r}")
     return number
 
 

@@ -36,7 +36,7 @@ from safetensors.numpy import load as _deserialize
 from fastvae.errors import CheckpointError, NewerFormatError
 from fastvae.files import make_folder, open_temporary, remove_stale, sync_folder
 
-__all__ = ["FORMAT_VERSION", "Checkpoint", "list_checkpoints", "load_latest", "read", "save", "write"]
+__all__ = ["FORMAT_VERSION", "Checkpoint", "check_newest", "list_checkpoints", "load_latest", "read", "save", "write"]
 
 FORMAT_VERSION = 1
 
@@ -247,6 +247,28 @@ def list_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
     except OSError as error:
         raise CheckpointError(f"cannot list {folder}: {error.strerror}; name the folder of a run") from error
     return sorted(found, key=_step)
+
+
+def check_newest(folder: str | os.PathLike[str], *, step: int) -> None:
+    """Refuse a folder with valid checkpoints of later steps than a run's that is about to save there.
+
+    Raises
+    ------
+    CheckpointError
+        It has one, which :func:`load_latest` would prefer to what the run saves; or it cannot be listed.
+    """
+    for path in list_checkpoints(folder):
+        if _step(path) > step:
+            try:
+                read(path)
+            except NewerFormatError:
+                pass
+            except CheckpointError:
+                continue
+            raise CheckpointError(
+                f"{path} belongs to another run, or to this one after step {step}; go on with it (resume), "
+                "name another folder, or remove it"
+            )
 
 
 def _step(path: Path) -> int:

@@ -18,7 +18,7 @@ from fastvae.optimizer import Optimizer
 from fastvae.training.algorithm import algorithm_class
 from fastvae.training.state import State
 
-__all__ = ["from_checkpoint", "read_model", "to_checkpoint"]
+__all__ = ["checkpoint_folder", "from_checkpoint", "read_model", "to_checkpoint"]
 
 M = TypeVar("M", bound=Model)
 
@@ -100,6 +100,12 @@ def from_checkpoint(checkpoint: Checkpoint, kind: type[M]) -> M:
     return model
 
 
+def checkpoint_folder(folder: Path) -> Path:
+    """Return where the checkpoints of a folder are: in that of a run of the command line they have one of their own."""
+    own = folder / "checkpoints"
+    return own if own.is_dir() else folder
+
+
 def read_model(
     path: str | os.PathLike[str], on_damaged: Callable[[Path, CheckpointError], None], kind: type[M]
 ) -> tuple[Path, Checkpoint, M]:
@@ -125,8 +131,7 @@ def read_model(
     """
     path = Path(path)
     if path.is_dir():
-        folder = path / "checkpoints"
-        path, checkpoint = load_latest(folder if folder.is_dir() else path, on_damaged)
+        path, checkpoint = load_latest(checkpoint_folder(path), on_damaged)
     else:
         checkpoint = read(path)
     try:

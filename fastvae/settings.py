@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastvae import backends
-from fastvae.arguments import choice, integer, positive, real
+from fastvae.arguments import choice, integer, non_negative, positive
 from fastvae.callbacks import Callback
 from fastvae.errors import BackendError
 from fastvae.evaluation.elbo import POOL_DRAWS
@@ -70,18 +70,17 @@ def check(model: Model) -> None:
         integer("n_threads", model.n_threads, low=1, high=backends.MAX_THREADS)
     if model.scale is not None:
         positive("scale", model.scale)
-    if not 0 <= real("kl_weight", model.kl_weight) < np.inf:
-        raise ValueError(f"kl_weight must be a finite number that is not negative, got {model.kl_weight!r}")
+    non_negative("kl_weight", model.kl_weight)
     if not isinstance(model.prior, bool | np.bool_):
         raise ValueError(f"prior must be True or False, got {model.prior!r}")
     if choice("binarize", model.binarize, TRAINING_BINARIZE) != "none" and model.likelihood != "bernoulli":
         raise ValueError(f"binarize={model.binarize!r} makes pixels 0 or 1; it needs likelihood='bernoulli'")
-    _check_algorithm(model)
     callbacks: Any = model.callbacks
     if callbacks is not None and not (
         isinstance(callbacks, list | tuple) and all(isinstance(each, Callback) for each in callbacks)
     ):
         raise ValueError(f"callbacks must be a list of Callback objects, got {callbacks!r}")
+    _check_algorithm(model)
     engine = backends.load(model.backend)
     if model.precision not in engine.PRECISIONS:
         raise BackendError(
@@ -97,6 +96,8 @@ def _check_algorithm(model: Model) -> None:
     kind, chosen = algorithm_class(name, estimator), f"algorithm={name!r} with estimator={estimator!r}"
     if not kind.weighs_kl and (model.kl_weight != 1 or model.kl_warmup != 0):
         raise ValueError(f"{chosen} has no KL divergence to weigh; set kl_weight=1 and kl_warmup=0")
+    if not kind.weighs_kl and any(type(each).kl_weight is not Callback.kl_weight for each in model.callbacks or ()):
+        raise ValueError(f"{chosen} has no KL divergence to weigh; leave KLAnneal out of callbacks")
     if name == "full-vb" and model.prior:
         raise ValueError("algorithm='full-vb' has the prior N(0, I) of the weights in its bound; set prior=False")
     if not kind.has_bound and model.n_draws != 1:

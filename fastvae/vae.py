@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ from fastvae.kernels import Array
 from fastvae.model import Model
 from fastvae.model_file import read_model, to_checkpoint
 from fastvae.training import fitting
+from fastvae.training.interrupts import Interrupted
 
 __all__ = ["VAE"]
 
@@ -109,8 +111,8 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
         All parameters; `parameters_` names them.
     history_ : dict of str to list
         One value per epoch: ``epoch``, ``step``, ``elbo``, ``log_px``, ``kl`` (means over the epoch's minibatches while
-        it trained), ``kl_weight``, ``seconds``, ``samples_per_second``; with an `eval_set` also ``elbo_test``,
-        ``log_px_test``, ``kl_test`` (with one draw per row, see `evaluate` for more) and ``active_units``. Full
+        it trained), ``kl_weight``, ``learning_rate``, ``seconds``, ``samples_per_second``; with an `eval_set` also
+        ``elbo_test``, ``log_px_test``, ``kl_test`` (one draw per row, see `evaluate` for more), ``active_units``. Full
         variational Bayes adds ``kl_theta`` (over N, and subtracted in ``elbo`` too); Monte Carlo EM has ``log_px``,
         ``log_pxz`` and ``acceptance`` in place of bound and KL divergence, the autoencoder ``log_px`` alone.
     n_features_in_ : int
@@ -125,8 +127,11 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
         Key of all randomness.
     """
 
-    def fit(self, X: Any, y: Any = None, *, eval_set: Any = None) -> Self:
-        """Train from fresh parameters for `n_epochs` epochs.
+    def fit(self, X: Any, y: Any = None, *, eval_set: Any = None, resume: str | os.PathLike[str] | None = None) -> Self:
+        """Train from fresh parameters for `n_epochs` epochs, or go on with a run that was saved.
+
+        The first Ctrl-C ends training after a complete step, with a warning: the model is that of this step, and
+        `resume` goes on from it. Another one while it is saved is a KeyboardInterrupt.
 
         Parameters
         ----------
@@ -134,6 +139,11 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
         y : ignored
         eval_set : array of shape (N', D), or Dataset, optional
             Data whose bound joins the history after every epoch.
+        resume : path-like, optional
+            A checkpoint, or a folder as `load` takes it, of a run with the same parameters and data: training goes on
+            from its newest one that is whole, as the method `resume` does. Where there is none training starts afresh,
+            with a warning. So a script with ``callbacks=[Checkpoint("runs/x")]`` and ``resume="runs/x"`` can be started
+            again and again until the run is complete.
 
         Returns
         -------
@@ -153,12 +163,21 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
             The objective stopped being finite.
         MemoryError
             Model and optimizer need more memory than the machine has.
+        CheckpointError
+            No checkpoint of `resume` can be read, or it is that of another run.
         """
-        fitting.fit(self, X, eval_set=eval_set)
+        with _interruptible(self):
+            if resume is None:
+                fitting.fit(self, X, eval_set=eval_set)
+            elif not fitting.take_up(self, X, resume, eval_set=eval_set, on_damaged=_warn_damaged):
+                warnings.warn(f"there is no checkpoint in {resume} to go on from: training starts afresh", stacklevel=2)
+                fitting.fit(self, X, eval_set=eval_set)
         return self
 
     def resume(self, X: Any, *, eval_set: Any = None) -> Self:
         """Go on with a `fit` that was interrupted, or loaded, or whose `n_epochs` was raised, or from imported weights.
+
+        Ctrl-C is as in `fit`.
 
         With the same parameters the result is that of a run that was never interrupted, bit for bit; `n_epochs`,
         `n_threads`, `verbose` and `callbacks` may change all the same. Another `backend` changes the last bits. Others
@@ -186,7 +205,8 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
         DataError, BackendError, DivergenceError
             As in `fit`.
         """
-        fitting.resume(self, X, eval_set=eval_set)
+        with _interruptible(self):
+            fitting.resume(self, X, eval_set=eval_set)
         return self
 
     def partial_fit(self, X: Any, y: Any = None) -> Self:
@@ -281,6 +301,19 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
             It is missing, damaged, or not that of a VAE.
         """
         return read_model(path, on_damaged or _warn_damaged, cls)[2]
+
+
+@contextmanager
+def _interruptible(model: VAE) -> Iterator[None]:
+    """Keep the model when Ctrl-C has ended its training."""
+    try:
+        yield
+    except Interrupted:
+        warnings.warn(
+            f"training was interrupted after step {model.n_steps_}: the model is that of this step, "
+            "and resume(X) goes on from there",
+            stacklevel=4,
+        )
 
 
 def _warn_damaged(path: Path, error: CheckpointError) -> None:

@@ -17,14 +17,13 @@ import pytest
 from command_line import COMMAND, QUICK, Result, assert_error
 
 from fastvae import VAE, backends
-from fastvae.callbacks import Checkpointing
+from fastvae.callbacks import Checkpoint
 from fastvae.checkpoint import list_checkpoints, read
 from fastvae.cli import main
 from fastvae.data import load
 from fastvae.files import lock_folder, replace_file
 from fastvae.kernels import Engine
 from fastvae.model import Model
-from fastvae.model_file import to_checkpoint
 from fastvae.report import write_png
 
 
@@ -102,7 +101,7 @@ def test_a_run_leaves_checkpoint_configuration_history_and_pictures(run_folder: 
         "samples.png",
     }
     lines = (run_folder / "history.csv").read_text().splitlines()
-    assert lines[0].startswith("epoch,step,elbo,log_px,kl,kl_weight,seconds,samples_per_second,elbo_test")
+    assert lines[0].startswith("epoch,step,elbo,log_px,kl,kl_weight,learning_rate,seconds,samples_per_second,elbo_test")
     assert [line.split(",")[:2] for line in lines[1:]] == [["1", "15"], ["2", "30"]]
     metadata = read(list_checkpoints(run_folder / "checkpoints")[-1]).metadata
     assert metadata["run"] == {
@@ -111,6 +110,8 @@ def test_a_run_leaves_checkpoint_configuration_history_and_pictures(run_folder: 
         "data_dir": None,
         "checkpoint_every": None,
         "keep": 3,
+        "early_stopping": None,
+        "tensorboard": False,
     }
     assert metadata["data"]["fingerprint"]["n_rows"] == 1500
     assert {"backend", "isa", "precision", "n_threads"} <= metadata["engine"].keys()
@@ -426,8 +427,7 @@ def test_resume_takes_options_that_say_what_the_default_came_to(fastvae: Callabl
 def test_resume_refuses_checkpoints_of_the_python_api(
     fastvae: Callable[..., Result], tmp_path: Path, subfolder: str
 ) -> None:
-    model = VAE(2, hidden_dims=(4,), n_epochs=1, random_state=0)
-    model.set_params(callbacks=[Checkpointing(tmp_path / subfolder, lambda: to_checkpoint(model))])
+    model = VAE(2, hidden_dims=(4,), n_epochs=1, random_state=0, callbacks=[Checkpoint(tmp_path / subfolder)])
     model.fit(load("digits").train)
 
     assert_error(fastvae("train", "--out", tmp_path, "--resume"), 1, "was not written by fastvae train")
@@ -713,6 +713,26 @@ def test_resume_keeps_how_checkpoints_are_kept(fastvae: Callable[..., Result], t
     fastvae(*run, "--resume", "--epochs", 2)
 
     assert [int(path.stem[11:]) for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == [28, 30]
+
+
+def test_early_stopping_keeps_the_best_and_holds_for_a_resumed_run(
+    fastvae: Callable[..., Result], tmp_path: Path
+) -> None:
+    run = ("train", *QUICK[:4], "--learning-rate", 0.1, "--epochs", 60, "--out", tmp_path / "run")
+    result = fastvae(*run, "--early-stopping", 2, "--tensorboard", "--json")
+    values = result.json()
+    bounds = [float(row.split(",")[9]) for row in (tmp_path / "run" / "history.csv").read_text().splitlines()[1:]]
+    best = bounds.index(max(bounds)) + 1
+
+    again = fastvae(*run[:5], *run[-2:], "--resume", "--json").json()
+
+    assert (values["epochs"], len(bounds)) == (best + 2, best + 2)
+    assert values["epochs"] < 60
+    assert f"elbo_test has not got better for 2 epochs, best {max(bounds):.3f} in epoch {best}" in result.err
+    assert (again["steps"], again["elbo_test"]) == (values["steps"], values["elbo_test"])
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    ref = fastvae("train", *run[1:5], *run[5:7], "--epochs", best, "--out", tmp_path / "ref", "--json").json()
+    assert ref["elbo_test"] == values["elbo_test"]
 
 
 def test_resume_refuses_fewer_epochs_than_are_done(fastvae: Callable[..., Result], tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ def public() -> Iterator[Any]:
                 yield pytest.param(member, id=f"{module.__name__}.{name}")
                 for method, function in vars(member).items():
                     function = getattr(function, "__func__", function)
-                    if not method.startswith("_") and inspect.isfunction(function):
+                    is_own = not any(method in vars(base) for base in member.__mro__[1:])  # else described there
+                    if is_own and not method.startswith("_") and inspect.isfunction(function):
                         yield pytest.param(function, id=f"{module.__name__}.{name}.{method}")
             elif inspect.isfunction(member):
                 yield pytest.param(member, id=f"{module.__name__}.{name}")

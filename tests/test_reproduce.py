@@ -91,10 +91,10 @@ def cut_at(call: int) -> Any:
     """Return a measurement that is interrupted at its n-th call."""
     calls, measure = itertools.count(1), run_module._Points._measure
 
-    def measure_or_cut(self: Any, rows: Any) -> float:
+    def measure_or_cut(self: Any, model: Any, rows: Any) -> float:
         if next(calls) == call:
             raise KeyboardInterrupt
-        return measure(self, rows)
+        return measure(self, model, rows)
 
     return measure_or_cut
 

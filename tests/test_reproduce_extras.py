@@ -148,7 +148,7 @@ def test_monte_carlo_em_counts_leapfrog_steps_and_updates(
 ) -> None:
     """Section 5's 10 leapfrog steps and 5 updates: points are as many samples apart, steps a fifteenth."""
     monkeypatch.setattr(run_module, "_trial", lambda *arguments: 0.0)
-    monkeypatch.setattr(run_module._Points, "_measure", lambda self, rows: float(self.model.n_steps_))
+    monkeypatch.setattr(run_module._Points, "_measure", lambda self, model, rows: float(model.n_steps_))
     expected = {"aevb": (1, [1000, 1778, 2000]), "mcem": (15, [67, 119, 134])}
     for algorithm, (evaluations, steps) in expected.items():
         experiment = replace(SMALL, algorithm=algorithm, measure="marginal likelihood")

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from fastvae import VAE, backends
-from fastvae.callbacks import Callback, Checkpointing
+from fastvae.callbacks import Callback, Checkpoint
 from fastvae.checkpoint import list_checkpoints, load_latest, read
 from fastvae.kernels import Array, Engine
-from fastvae.model_file import from_checkpoint, to_checkpoint
+from fastvae.model_file import from_checkpoint
 
 COMMAND = [sys.executable, "-P", "-c", "from fastvae.cli import main; main()"]
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
@@ -67,8 +67,8 @@ class StopAt(Callback):
     def next_stop(self, step: int) -> int | None:
         return self.step if step < self.step else None
 
-    def on_steps(self, run: Any) -> None:
-        if run.state.step == self.step:
+    def after_steps(self, model: Any, step: int) -> None:
+        if step == self.step:
             raise KeyboardInterrupt
 
 
@@ -77,9 +77,8 @@ def held_out(model: VAE) -> Array | None:
 
 
 def fit_until(model: VAE, step: int, folder: Path) -> None:
-    checkpointing = Checkpointing(folder, lambda: to_checkpoint(model), every=4, keep=99)
-    model.set_params(callbacks=[checkpointing, StopAt(step)])
-    with pytest.raises(KeyboardInterrupt):
+    model.set_params(callbacks=[Checkpoint(folder, every=4, keep=99), StopAt(step)])
+    with pytest.warns(UserWarning, match=f"training was interrupted after step {step}: the model is that of this step"):
         model.fit(make_rows(), eval_set=held_out(model))
 
 
@@ -115,9 +114,7 @@ def test_interrupted_anywhere_ends_in_the_same_weights(engine: Engine, tmp_path:
 
 
 def test_resumes_from_every_checkpoint_of_a_run(engine: Engine, tmp_path: Path) -> None:
-    model = make_vae(engine)
-    model.set_params(callbacks=[Checkpointing(tmp_path, lambda: to_checkpoint(model), every=1, keep=99)])
-    model.fit(make_rows())
+    model = make_vae(engine, callbacks=[Checkpoint(tmp_path, every=1, keep=99)]).fit(make_rows())
     paths = list_checkpoints(tmp_path)
     assert len(paths) == 16
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from fastvae import backends
-from fastvae.callbacks import Callback, Checkpointing, EpochMetrics
-from fastvae.checkpoint import Checkpoint, list_checkpoints, read
+from fastvae.callbacks import Callback, EpochMetrics
+from fastvae.checkpoint import Checkpoint
 from fastvae.data import Dataset, as_dataset
 from fastvae.errors import DivergenceError
 from fastvae.kernels import Array, Plan
@@ -24,6 +25,7 @@ from fastvae.training import loop
 from fastvae.training.aevb import AEVB, Buffers, compose_step
 from fastvae.training.algorithm import algorithm_class
 from fastvae.training.composed import Composed
+from fastvae.training.interrupts import Interrupted
 from fastvae.training.state import State, append_row, fingerprint
 
 NETWORK = Network(data_dim=9, latent_dim=2, encoder_hidden=(7,), decoder_hidden=(5,))
@@ -56,8 +58,14 @@ def make_state(algorithm: Composed[Any]) -> State:
     return State(params, np.zeros((algorithm.optimizer.n_slots, params.size), np.float32))
 
 
+def as_model(state: State) -> Any:
+    """As little of a model as the loop itself looks at."""
+    return SimpleNamespace(state_=state)
+
+
 def run(algorithm: Any, state: State, **changes: Any) -> State:
-    loop.run_epochs(algorithm, state, **{"n_rows": N_ROWS, "batch_size": BATCH, "n_epochs": EPOCHS} | changes)
+    settings = {"n_rows": N_ROWS, "batch_size": BATCH, "n_epochs": EPOCHS} | changes
+    loop.run_epochs(as_model(state), algorithm, **settings)
     return state
 
 
@@ -77,6 +85,7 @@ class Recorder:
 
     seed = SEED
     statistics = ("log_px", "kl")
+    optimizer, kl_weight = Optimizer(), 1.0
     plan = backends.load("reference").plan(NETWORK, rows=BATCH, draws=1, precision="fp32", n_threads=1)
 
     def __init__(self) -> None:
@@ -104,8 +113,8 @@ class Stop(Callback):
     def next_stop(self, step: int) -> int | None:
         return self.step if self.step > step else None
 
-    def on_steps(self, run: loop.Run) -> None:
-        if run.state.step == self.step:
+    def after_steps(self, model: Any, step: int) -> None:
+        if step == self.step:
             raise KeyboardInterrupt
 
 
@@ -280,7 +289,7 @@ def test_an_epoch_cut_before_its_row_is_closed_on_resume(make_plan: Callable[...
     algorithm = make_algorithm(make_plan(NETWORK, rows=BATCH))
     ref = run(algorithm, make_state(algorithm))
 
-    def interrupt() -> dict[str, Any]:
+    def interrupt(model: Any) -> dict[str, Any]:
         raise KeyboardInterrupt
 
     comp = make_state(algorithm)
@@ -293,40 +302,130 @@ def test_an_epoch_cut_before_its_row_is_closed_on_resume(make_plan: Callable[...
     assert_same(comp, ref)
 
 
+class Log(Callback):
+    """Writes down what it is told; says at which epoch to stop, if any."""
+
+    def __init__(self, stop: int = 0) -> None:
+        self.calls: list[Any] = []
+        self.stop = stop
+
+    def before_training(self, model: Any, n_steps: int) -> None:
+        self.calls.append(("before", n_steps))
+
+    def next_stop(self, step: int) -> int | None:
+        return step + 2
+
+    def after_steps(self, model: Any, step: int) -> None:
+        self.calls.append(("steps", step, model.state_.epochs_closed))
+
+    def epoch_columns(self, model: Any, epoch: int) -> dict[str, Any]:
+        return {"extra": epoch * 10}
+
+    def after_epoch(self, model: Any, epoch: int, history: dict[str, list[Any]]) -> bool:
+        self.calls.append(("epoch", epoch, history["extra"][-1]))
+        return epoch == self.stop
+
+    def after_training(self, model: Any, error: BaseException | None) -> None:
+        self.calls.append(("after", type(error).__name__))
+
+
 def test_callbacks_are_called_in_order_and_told_the_error() -> None:
-    calls: list[Any] = []
-
-    class Log(Callback):
-        def on_begin(self, run: loop.Run) -> None:
-            calls.append(("begin", run.n_steps, run.steps_per_epoch))
-
-        def on_epoch_metrics(self, run: loop.Run, row: dict[str, Any]) -> None:
-            row["extra"] = row["epoch"] * 10
-
-        def on_epoch_end(self, run: loop.Run, row: dict[str, Any]) -> None:
-            calls.append(("epoch", row["epoch"], run.state.history["extra"][-1]))
-
-        def on_end(self, run: loop.Run, error: BaseException | None) -> None:
-            calls.append(("end", type(error).__name__))
-
-    run(Recorder(), bare_state(), callbacks=[Log()], n_epochs=2)
+    log, cut = Log(), Log()
+    run(Recorder(), bare_state(), callbacks=[log], n_epochs=2)
     with pytest.raises(KeyboardInterrupt):
-        run(Recorder(), bare_state(), callbacks=[Log(), Stop(1)], n_epochs=2)
+        run(Recorder(), bare_state(), callbacks=[cut, Stop(1)], n_epochs=2)
 
-    assert calls == [
-        ("begin", 8, 4),
+    epoch_ends = [call for call in log.calls if call[0] != "steps" or call[1] % 4 == 0]
+    assert epoch_ends == [
+        ("before", 8),
         ("epoch", 1, 10),
+        ("steps", 4, 1),
         ("epoch", 2, 20),
-        ("end", "NoneType"),
-        ("begin", 8, 4),
-        ("end", "KeyboardInterrupt"),
+        ("steps", 8, 2),
+        ("after", "NoneType"),
     ]
+    assert cut.calls == [("before", 8), ("steps", 1, 0), ("after", "KeyboardInterrupt")]
+
+
+def test_a_callback_ends_training_after_an_epoch_or_before_the_first_step() -> None:
+    class Done(Callback):
+        def before_training(self, model: Any, n_steps: int) -> bool:
+            return True
+
+    state, log = bare_state(), Log()
+    run(Recorder(), state, callbacks=[Log(stop=2), log])
+    assert (state.step, log.calls[-3:]) == (8, [("epoch", 2, 20), ("steps", 8, 2), ("after", "NoneType")])
+    run(Recorder(), state, callbacks=[Done(), log])
+    assert (state.step, log.calls[-2:]) == (8, [("before", 12), ("after", "NoneType")])
+
+
+@pytest.mark.parametrize("hook", ["before_training", "after_steps", "epoch_columns", "after_epoch", "after_training"])
+def test_an_error_in_a_callback_leaves_a_state_that_goes_on(make_plan: Callable[..., Plan], hook: str) -> None:
+    algorithm = make_algorithm(make_plan(NETWORK, rows=BATCH))
+    ref = run(algorithm, make_state(algorithm))
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError(hook)
+
+    failing, log, comp = Callback(), Log(), make_state(algorithm)
+    setattr(failing, hook, fail)
+    with pytest.raises(RuntimeError, match=hook):
+        run(algorithm, comp, callbacks=[failing, log])
+    assert log.calls[-1] == ("after", "NoneType" if hook == "after_training" else "RuntimeError")
+    run(algorithm, comp)
+
+    comp.history.pop("extra", None)  # of the log
+    assert_same(comp, ref)
+
+
+def test_ctrl_c_during_the_last_hooks_is_taken_once(make_plan: Callable[..., Plan]) -> None:
+    algorithm = make_algorithm(make_plan(NETWORK, rows=BATCH))
+
+    class Slow(Callback):
+        """Ctrl-C comes while it ends, so many times."""
+
+        def __init__(self, times: int) -> None:
+            self.times = times
+
+        def after_training(self, model: Any, error: BaseException | None) -> None:
+            self.times -= 1
+            if self.times >= 0:
+                raise KeyboardInterrupt
+
+    log = Log()
+    with pytest.raises(Interrupted):
+        run(algorithm, make_state(algorithm), callbacks=[Slow(1), log])
+    assert log.calls[-1] == ("after", "KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt) as info:
+        run(algorithm, make_state(algorithm), callbacks=[Slow(2), log])
+    assert not isinstance(info.value, Interrupted)
+
+
+def test_what_callbacks_remember_is_theirs_and_travels_in_checkpoints() -> None:
+    class Counts(Callback):
+        def after_epoch(self, model: Any, epoch: int, history: dict[str, list[Any]]) -> None:
+            self.memory["n"] = self.memory.get("n", 0) + 1
+            self.memory["some.array"] = np.full(2, float(self.memory["n"]))
+
+    first, second, state = Counts(), Counts(), bare_state()
+    run(Recorder(), state, callbacks=[first, second], n_epochs=2)
+    checkpoint = Checkpoint(state.to_tensors(), json.loads(json.dumps({"state": state.to_metadata()})))
+
+    comp = State.from_checkpoint(checkpoint, size=1, n_slots=1, dtype=np.float32)
+    run(Recorder(), comp, callbacks=[first])
+
+    assert (first.memory["n"], first.memory["some.array"].tolist()) == (3, [3.0, 3.0])
+    assert comp.memory["Counts-1"]["n"] == second.memory["n"] == 2
+    np.testing.assert_array_equal(comp.memory["Counts-1"]["some.array"], [2.0, 2.0])
+    # A run that starts afresh remembers nothing.
+    run(Recorder(), bare_state(), callbacks=[first], n_epochs=1)
+    assert first.memory["n"] == 1
 
 
 def test_a_pass_takes_all_rows_in_their_order() -> None:
     recorder, state = Recorder(), bare_state()
 
-    loop.run_pass(recorder, state, n_rows=19, batch_size=8)
+    loop.run_pass(as_model(state), recorder, n_rows=19, batch_size=8)
 
     assert [index.tolist() for _, index in recorder.batches] == [
         list(range(8)),
@@ -390,62 +489,6 @@ def test_divergence_names_the_first_tensor_that_is_not_finite(
     np.testing.assert_array_equal(state.params, before[0])
     np.testing.assert_array_equal(state.slots, before[1])
     assert state.step == 4
-
-
-def capture(state: State) -> Callable[[], Checkpoint]:
-    return lambda: Checkpoint(state.to_tensors(), {"state": state.to_metadata()})
-
-
-def saved_steps(folder: Path) -> list[int]:
-    return [int(path.stem.removeprefix("checkpoint-")) for path in list_checkpoints(folder)]
-
-
-def test_checkpoints_at_begin_every_k_steps_and_end(make_plan: Callable[..., Plan], tmp_path: Path) -> None:
-    algorithm = make_algorithm(make_plan(NETWORK, rows=BATCH))
-    state = make_state(algorithm)
-
-    run(algorithm, state, callbacks=[Checkpointing(tmp_path, capture(state), every=5, keep=99)])
-
-    assert saved_steps(tmp_path) == [0, 5, 10, 12]
-    last = read(list_checkpoints(tmp_path)[-1])
-    comp = State.from_checkpoint(last, size=state.params.size, n_slots=2, dtype=np.float32)
-    assert_same(comp, state)
-
-
-@pytest.mark.parametrize("every", [4, 8])
-def test_a_checkpoint_at_the_end_of_an_epoch_has_its_row(
-    make_plan: Callable[..., Plan], tmp_path: Path, every: int
-) -> None:
-    algorithm = make_algorithm(make_plan(NETWORK, rows=BATCH))
-    state = make_state(algorithm)
-
-    run(algorithm, state, callbacks=[Checkpointing(tmp_path, capture(state), every=every, keep=99)])
-
-    paths = list_checkpoints(tmp_path)
-    assert saved_steps(tmp_path) == sorted({*range(0, 13, every), 12})
-    assert [len(read(path).metadata["state"]["history"].get("epoch", [])) for path in paths] == [
-        step // 4 for step in saved_steps(tmp_path)
-    ]
-
-
-def test_a_diverged_state_never_replaces_a_checkpoint(make_plan: Callable[..., Plan], tmp_path: Path) -> None:
-    algorithm = make_algorithm(make_plan(NETWORK, rows=BATCH))
-    state = make_state(algorithm)
-
-    class Poison(Callback):
-        def next_stop(self, step: int) -> int | None:
-            return 6 if step < 6 else None
-
-        def on_steps(self, run: loop.Run) -> None:
-            if run.state.step == 6:
-                nan_weight(run.state.params)
-
-    checkpointing = Checkpointing(tmp_path, capture(state), every=2, keep=99)
-    with pytest.raises(DivergenceError, match=r"parameter decoder\.0\.W is not finite.*checkpoint-000000000004"):
-        run(algorithm, state, callbacks=[Poison(), checkpointing])
-
-    assert saved_steps(tmp_path) == [0, 2, 4]
-    assert all(np.isfinite(read(path).tensors["params"]).all() for path in list_checkpoints(tmp_path))
 
 
 def test_append_row_fills_columns_that_come_late() -> None:

@@ -454,8 +454,8 @@ def test_callbacks_of_the_user_are_called() -> None:
     epochs = []
 
     class Count(Callback):
-        def on_epoch_end(self, run: Any, row: dict[str, Any]) -> None:
-            epochs.append((row["epoch"], run.state.step))
+        def after_epoch(self, model: VAE, epoch: int, history: dict[str, list[Any]]) -> None:
+            epochs.append((epoch, model.n_steps_))
 
     make_vae(callbacks=[Count()]).fit(make_rows())
 

@@ -37,11 +37,11 @@ from fastvae.settings import TRAINING_BINARIZE
 from fastvae.training.algorithm import ALGORITHMS, ESTIMATORS, algorithm_class
 
 if TYPE_CHECKING:
+    from fastvae.callbacks import Callback
     from fastvae.data import Split
     from fastvae.errors import CheckpointError
     from fastvae.model import Model
     from fastvae.training.composed import Composed
-    from fastvae.training.loop import Run
 
 __all__ = ["FLAGS", "as_toml", "not_a_run", "stored_options", "train"]
 
@@ -71,7 +71,7 @@ _MODEL = {
 # What a resumed run may change.
 _SESSION = {"epochs": "n_epochs", "backend": "backend", "threads": "n_threads"}
 _DATA = ("data", "test_fraction")
-_CHECKPOINTING = ("checkpoint_every", "keep")
+_CONTROLS = ("checkpoint_every", "keep", "early_stopping", "tensorboard")
 # Options of how to call the command.
 _NOT_IN_FILES = ("resume", "print_config", "as_json")
 FLAGS = {parameter: "--" + flag.replace("_", "-") for flag, parameter in (_MODEL | _SESSION).items()}
@@ -117,6 +117,10 @@ FLAGS["test_fraction"] = "--test-fraction"
 @click.option("--precision", default="fp32", help="One that the backend has, see info.")
 @click.option("--checkpoint-every", type=click.IntRange(1), help="Steps  [default: epoch ends, at most every 10 s]")
 @click.option("--keep", type=click.IntRange(1), default=3, help="How many checkpoints to keep.")
+@click.option(
+    "--early-stopping", type=click.IntRange(1), help="End after so many epochs without a better bound; keep the best."
+)
+@click.option("--tensorboard/--no-tensorboard", default=False, help="Write the history for TensorBoard too.")
 @click.option("--print-config", is_flag=True, help="Print all options and where each was set as TOML; train nothing.")
 @json_option
 @click.pass_context
@@ -253,7 +257,7 @@ class _Run:
                     "leave the option out or start another run"
                 )
         self._check_epochs()
-        for name in _CHECKPOINTING:
+        for name in _CONTROLS:
             if name not in self.given:
                 self.options[name] = self.source.get(name, self.options[name])
         for flag in self.given & _SESSION.keys():
@@ -321,34 +325,40 @@ class _Run:
                 lines.append(f"# {line}" if value is None and option.name in derived else line)
         return "\n".join(lines) + "\n"
 
-    def _write_texts(self, run: Run) -> None:
+    def _write_texts(self, model: Model) -> None:
         """Write configuration and history beside the checkpoints."""
-        engine = backends.load(self.model.backend).NAME
-        _write_text(self.folder / "config.toml", as_toml(stored_options(self.model, self._run_metadata(), engine)))
-        _write_history(self.folder / "history.csv", run.state.history)
+        from fastvae.callbacks import history_csv
+
+        engine = backends.load(model.backend).NAME
+        _write_text(self.folder / "config.toml", as_toml(stored_options(model, self._run_metadata(), engine)))
+        _write_text(self.folder / "history.csv", history_csv(model.history_))
 
     def _run_metadata(self) -> dict[str, Any]:
         return {
             **{name: self.source[name] for name in _DATA},
-            **{name: self.options[name] for name in _CHECKPOINTING},
+            **{name: self.options[name] for name in _CONTROLS},
             "data_dir": self.data_dir,
         }
 
     def train(self) -> None:
         """Run all the steps that are left; checkpoints are kept whatever happens."""
-        from fastvae.callbacks import Checkpointing
+        from fastvae.callbacks import Checkpoint, EarlyStopping, TensorBoard
         from fastvae.errors import DivergenceError
-        from fastvae.model_file import to_checkpoint
         from fastvae.training import fitting
 
-        self.checkpointing = Checkpointing(
+        self.checkpointing = Checkpoint(
             self.checkpoints,
-            lambda: to_checkpoint(self.model, run=self._run_metadata()),
+            metadata=lambda: {"run": self._run_metadata()},
             every=self.options["checkpoint_every"],
             keep=self.options["keep"],
             on_saved=self._write_texts,
         )
-        self.model.callbacks, self.model.verbose = [self.checkpointing], 1
+        callbacks: list[Callback] = [self.checkpointing]
+        if self.options["early_stopping"]:
+            callbacks.append(EarlyStopping(patience=self.options["early_stopping"], restore_best=True))
+        if self.options["tensorboard"]:
+            callbacks.append(TensorBoard(self.folder / "tensorboard"))
+        self.model.callbacks, self.model.verbose = callbacks, 1
         fit = fitting.resume if self.resumed else fitting.fit
         try:
             fit(self.model, self.split.train, eval_set=self.split.test if self.kind.has_bound else None)
@@ -445,7 +455,7 @@ def stored_options(model: Model, run: Mapping[str, Any], backend: str) -> dict[s
     """
     values = {flag: getattr(model, parameter) for flag, parameter in (_MODEL | _SESSION).items()}
     values |= {name: "none" for name in ("hidden", "decoder_hidden") if values[name] == ()}
-    return values | {"backend": backend} | {name: run.get(name) for name in (*_DATA, "data_dir", *_CHECKPOINTING)}
+    return values | {"backend": backend} | {name: run.get(name) for name in (*_DATA, "data_dir", *_CONTROLS)}
 
 
 def as_toml(values: Mapping[str, Any]) -> str:
@@ -493,9 +503,3 @@ def _write_text(path: Path, text: str) -> None:
 
     with replace_file(path) as stream:
         stream.write(text.encode(errors="surrogateescape"))  # a path need not be text
-
-
-def _write_history(path: Path, history: dict[str, list[Any]]) -> None:
-    rows = zip(*history.values(), strict=True)
-    lines = [",".join(history), *(",".join("" if v is None else repr(v) for v in row) for row in rows)]
-    _write_text(path, "\n".join(lines) + "\n")

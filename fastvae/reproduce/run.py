@@ -8,25 +8,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import ceil, log10
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from fastvae.callbacks import Callback, Checkpointing, say
+from fastvae.callbacks import Callback, Checkpoint, say
 from fastvae.checkpoint import list_checkpoints
 from fastvae.data import Dataset, Split, load
 from fastvae.errors import CheckpointError, DivergenceError, one_line
 from fastvae.evaluation import PASSING_DRAWS
 from fastvae.files import lock_folder, make_folder, replace_file
 from fastvae.model import Model
-from fastvae.model_file import read_model, to_checkpoint
+from fastvae.model_file import read_model
 from fastvae.optimizer import Optimizer
 from fastvae.reproduce.errors import reconstruction_error
 from fastvae.reproduce.paper import Curve, Experiment
 from fastvae.training import fitting
-
-if TYPE_CHECKING:
-    from fastvae.training.loop import Run
 
 __all__ = [
     "STEP_SIZES",
@@ -109,12 +106,12 @@ def run(experiment: Experiment, folder: Path, machine: Machine, report: Callable
             step_size = _step_size(experiment, split, folder, machine)
             model = new_model(experiment, split, machine, step_size=step_size, n_samples=experiment.n_samples)
             curve = []
-        points = _Points(experiment, model, split, folder, curve, report)
+        points = _Points(experiment, split, folder, curve, report)
         source = {"data": experiment.dataset, "test_fraction": None, "data_dir": machine.data_dir}
-        saving = Checkpointing(
+        saving = Checkpoint(
             folder / "checkpoints",
-            lambda: to_checkpoint(model, run=source, experiment=vars(experiment), curve=points.curve),
             keep=2,
+            metadata=lambda: {"run": source, "experiment": vars(experiment), "curve": points.curve},
         )
         model.callbacks = [points, saving]
         (fitting.resume if resumed else fitting.fit)(model, split.train)
@@ -257,7 +254,6 @@ class _Points(Callback):
     def __init__(
         self,
         experiment: Experiment,
-        model: Model,
         split: Split,
         folder: Path,
         curve: list[list[float]],
@@ -268,7 +264,7 @@ class _Points(Callback):
         samples = [FIRST_SAMPLES * 10 ** (i / density) for i in range(n_points)]
         self.per_step, last = BATCH_SIZE * experiment.evaluations, _steps(experiment, experiment.n_samples)
         self.steps = sorted({*(round(n / self.per_step) for n in samples), last})
-        self.experiment, self.model, self.curve = experiment, model, curve
+        self.experiment, self.curve = experiment, curve
         self.path, self.report, self.parent = folder / "curve.csv", report, os.getppid()
         n_rows = MEASURED_ROWS[experiment.measure]
         self.rows = [part.select(slice(min(n_rows, part.n_rows))) for part in (split.train, split.test) if part]
@@ -277,26 +273,25 @@ class _Points(Callback):
         """Return the next point."""
         return next((stop for stop in self.steps if stop > step), None)
 
-    def on_begin(self, run: Run) -> None:
+    def before_training(self, model: Model, n_steps: int) -> None:
         """Make up for a point whose measurement was cut, and for a table that was."""
-        if run.state.step in self.steps and run.state.step * self.per_step not in [
-            samples for samples, *_ in self.curve
-        ]:
-            self._add_point(run.state.step * self.per_step)
+        samples = model.n_steps_ * self.per_step
+        if model.n_steps_ in self.steps and samples not in [done for done, *_ in self.curve]:
+            self._add_point(model, samples)
         self._write()
 
-    def on_steps(self, run: Run) -> None:
+    def after_steps(self, model: Model, step: int) -> None:
         """Measure a point."""
         if os.getppid() != self.parent:
             raise KeyboardInterrupt
-        samples, line = run.state.step * self.per_step, ""
-        if run.state.step in self.steps:
-            line = self._add_point(samples)
+        samples, line = step * self.per_step, ""
+        if step in self.steps:
+            line = self._add_point(model, samples)
             self._write()
         self.report(samples, line)
 
-    def _add_point(self, samples: int) -> str:
-        values = [self._measure(rows) for rows in self.rows]
+    def _add_point(self, model: Model, samples: int) -> str:
+        values = [self._measure(model, rows) for rows in self.rows]
         self.curve.append([samples, *values])
         return "  ".join(f"{name} {value:.2f}" for name, value in zip(("train", "test"), values, strict=True))
 
@@ -305,10 +300,10 @@ class _Points(Callback):
         with replace_file(self.path) as stream:
             stream.write(("\n".join(lines) + "\n").encode())
 
-    def _measure(self, rows: Dataset) -> float:
+    def _measure(self, model: Model, rows: Dataset) -> float:
         if self.experiment.measure == "bound":
-            return float(self.model.evaluate(rows, n_draws=PASSING_DRAWS).elbo.mean())
+            return float(model.evaluate(rows, n_draws=PASSING_DRAWS).elbo.mean())
         if self.experiment.measure == "reconstruction error":
-            return reconstruction_error(self.model, rows)
+            return reconstruction_error(model, rows)
         # Without the few rows that the estimator has no value for; it warns of them.
-        return float(np.nanmean(self.model.log_likelihood(rows, estimator="marginal-likelihood").values))
+        return float(np.nanmean(model.log_likelihood(rows, estimator="marginal-likelihood").values))

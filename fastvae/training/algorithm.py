@@ -53,6 +53,10 @@ class Algorithm(Protocol):
         """Key of all randomness, the minibatch order included."""
 
     @property
+    def kl_weight(self) -> float:
+        """Weight of the KL divergence in its objective."""
+
+    @property
     def statistics(self) -> tuple[str, ...]:
         """Names of what every step reports."""
 
@@ -62,5 +66,8 @@ class Algorithm(Protocol):
     def history_row(self, means: list[float], *, step: int) -> dict[str, Any]:
         """Return the columns of the history for an epoch's mean statistics, `step` being its last one."""
 
-    def diagnose(self, state: State, index: Array) -> str:
-        """Name the first tensor that is not finite in the step that minibatch `index` would make."""
+    def adjusted(self, *, learning_rate: float, kl_weight: float) -> Algorithm:
+        """Return the same algorithm with another learning rate and weight of the KL divergence."""
+
+    def diagnose(self, state: State, index: Array) -> str | None:
+        """Name the first tensor that is not finite in the step that minibatch `index` would make, None without any."""

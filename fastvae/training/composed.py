@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 
+from fastvae.arguments import non_negative
 from fastvae.rng import normal
 from fastvae.training.interrupts import gated_interrupts
 
@@ -137,16 +138,26 @@ class Composed(Generic[B]):
         """Return the columns of the history for an epoch's mean statistics, `step` being its last one."""
         row: dict[str, Any] = dict(zip(self.statistics, means, strict=True))
         if self.has_bound:
-            row = {"elbo": means[0] - sum(means[1:]), **row}
+            row = {"elbo": self.objective(means), **row}
         if self.weighs_kl:
             row["kl_weight"] = self.kl_weight_at(step)
         return row
+
+    @classmethod
+    def objective(cls, means: list[float]) -> float:
+        """Return the bound that mean statistics make, or where there is none the first of them."""
+        return means[0] - sum(means[1:]) if cls.has_bound else means[0]
+
+    def adjusted(self, *, learning_rate: float, kl_weight: float) -> Self:
+        """Return the same algorithm with another learning rate and weight of the KL divergence."""
+        optimizer = replace(self.optimizer, learning_rate=learning_rate)
+        return replace(self, optimizer=optimizer, kl_weight=non_negative("kl_weight", kl_weight))
 
     def kl_weight_at(self, step: int) -> float:
         """Return beta at a step."""
         return kl_weight_at(step, kl_weight=self.kl_weight, kl_warmup=self.kl_warmup)
 
-    def diagnose(self, state: State, index: Array) -> str:
+    def diagnose(self, state: State, index: Array) -> str | None:
         """Repeat one step up to its gradient and look at every tensor in the order of computation.
 
         Parameters
@@ -154,19 +165,20 @@ class Composed(Generic[B]):
         state : State
             As the last complete step left it; not changed.
         index : ndarray of shape (M,), int64
-            The minibatch whose statistics are not finite.
+            Its minibatch.
 
         Returns
         -------
-        str
-            ``"parameter encoder.0.W"``, ``"encoder hidden layer 0"``, ``"mu"``, ..., ``"log_px"``, or ``"the bound"``
-            when every tensor of the operations is finite.
+        str or None
+            The first that is not finite: ``"parameter encoder.0.W"``, ``"encoder hidden layer 0"``, ``"mu"``, ...,
+            ``"log_px"``, or ``"the bound"``; None when all are.
         """
         if tensor := state.first_not_finite(self.plan.network.layout):
             return tensor
         b = self.allocate(len(index), state.params.dtype)
-        self.measure(state, b, index=index, step=state.step)
-        return next((name for name, tensor in b.tensors() if not np.isfinite(tensor).all()), "the bound")
+        statistics = self.measure(state, b, index=index, step=state.step)
+        bound = None if np.isfinite(statistics).all() else "the bound"
+        return next((name for name, tensor in b.tensors() if not np.isfinite(tensor).all()), bound)
 
     def draw(self, out: Array, *, stream: Stream, step: int) -> None:
         """Fill an array with standard normals: the engine's, except in float64, which only the reference has."""

@@ -5,17 +5,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fastvae import backends, settings
-from fastvae.callbacks import Callback, EpochMetrics, Progress
+from fastvae.callbacks import Callback, Checkpoint, EpochMetrics, Progress
+from fastvae.checkpoint import list_checkpoints
 from fastvae.data import Dataset
 from fastvae.errors import CheckpointError
 from fastvae.evaluation import PASSING_DRAWS
 from fastvae.model import Model
 from fastvae.model_data import fitted_dataset, training_set
+from fastvae.model_file import checkpoint_folder, read_model
 from fastvae.model_plans import training_plan
 from fastvae.network import initialise
 from fastvae.training.algorithm import algorithm_class
@@ -24,7 +30,7 @@ from fastvae.training.loop import run_epochs, run_pass
 from fastvae.training.start import begin
 from fastvae.training.state import fingerprint
 
-__all__ = ["fit", "partial_fit", "resume"]
+__all__ = ["fit", "partial_fit", "resume", "take_up"]
 
 
 def fit(model: Model, X: Any, *, eval_set: Any = None) -> None:
@@ -44,6 +50,13 @@ def resume(model: Model, X: Any, *, eval_set: Any = None) -> None:
     """Go on with a `fit` that was interrupted, or loaded, or whose `n_epochs` was raised."""
     settings.check_fitted(model)
     settings.check(model)
+    with _kept_on_error(model):
+        algorithm, callbacks = _resumed(model, X, eval_set)
+    _run_epochs(model, algorithm, callbacks)
+
+
+def _resumed(model: Model, X: Any, eval_set: Any) -> tuple[Composed[Any], list[Callback]]:
+    """Return what a run goes on with, once the data and the parameters are those that it began with."""
     settings.check_unchanged(model)
     if model.fingerprint_ is None and model.n_steps_:
         raise CheckpointError("partial_fit has no epochs to resume; call partial_fit with the next rows")
@@ -58,14 +71,38 @@ def resume(model: Model, X: Any, *, eval_set: Any = None) -> None:
                 f"these are not the data of the run: {name} is {found[name]}, was {expected}; "
                 "resume with the same data or start another run"
             )
+    if is_imported:
+        image_shape = dataset.image_shape or model.image_shape_
+        _set_data(model, dataset)
+        model.image_shape_, model.fingerprint_ = image_shape, found
+        model.n_samples_seen_ = dataset.n_rows
+    return _algorithm(model, dataset), _callbacks(model, eval_set)
+
+
+def take_up(
+    model: Model,
+    X: Any,
+    path: str | os.PathLike[str],
+    *,
+    eval_set: Any = None,
+    on_damaged: Callable[[Path, CheckpointError], None],
+) -> bool:
+    """Go on with the run of a checkpoint or folder; return whether there is one."""
+    path = Path(path)
+    if not path.exists() or (path.is_dir() and not list_checkpoints(checkpoint_folder(path))):
+        return False
+    settings.check(model)
     with _kept_on_error(model):
-        if is_imported:
-            image_shape = dataset.image_shape or model.image_shape_
-            _set_data(model, dataset)
-            model.image_shape_, model.fingerprint_ = image_shape, found
-            model.n_samples_seen_ = dataset.n_rows
-        algorithm, callbacks = _algorithm(model, dataset), _callbacks(model, eval_set)
+        newest, _, found = read_model(path, on_damaged, Model)
+        seed = model.random_state
+        if isinstance(seed, int | np.integer) and seed != found.seed_:
+            raise CheckpointError(
+                f"the run of {newest} began with random_state {found.seed_}, not {seed}; set it back or fit anew"
+            )
+        vars(model).update({name: value for name, value in vars(found).items() if name.endswith("_")})
+        algorithm, callbacks = _resumed(model, X, eval_set)
     _run_epochs(model, algorithm, callbacks)
+    return True
 
 
 def partial_fit(model: Model, X: Any) -> None:
@@ -87,7 +124,7 @@ def partial_fit(model: Model, X: Any) -> None:
         model.fingerprint_ = None
         model.n_samples_seen_ += dataset.n_rows
         algorithm, callbacks = _algorithm(model, dataset), _callbacks(model, None)
-    run_pass(algorithm, model.state_, n_rows=dataset.n_rows, batch_size=int(model.batch_size), callbacks=callbacks)
+    run_pass(model, algorithm, n_rows=dataset.n_rows, batch_size=int(model.batch_size), callbacks=callbacks)
 
 
 @contextmanager
@@ -135,12 +172,12 @@ def _algorithm(model: Model, dataset: Dataset) -> Composed[Any]:
 
 
 def _callbacks(model: Model, eval_set: Any) -> list[Callback]:
-    callbacks = list(model.callbacks or ())
+    callbacks: list[Callback] = []
     if eval_set is not None:
         settings.check_has_bound(model)
         held_out = fitted_dataset(model, eval_set)
 
-        def measure() -> dict[str, Any]:
+        def measure(model: Model) -> dict[str, Any]:
             bound = model.evaluate(held_out, n_draws=PASSING_DRAWS).summary()
             columns = {"elbo_test": "elbo", "log_px_test": "log_px_z", "kl_test": "kl"}
             return {column: bound[name] for column, name in columns.items()} | {"active_units": bound["active_units"]}
@@ -148,13 +185,14 @@ def _callbacks(model: Model, eval_set: Any) -> list[Callback]:
         callbacks.append(EpochMetrics(measure))
     if model.verbose:
         callbacks.append(Progress())
-    return callbacks
+    # Those that save come last, so that what they save has what the others remember of an epoch.
+    return callbacks + sorted(model.callbacks or (), key=lambda callback: isinstance(callback, Checkpoint))
 
 
 def _run_epochs(model: Model, algorithm: Composed[Any], callbacks: list[Callback]) -> None:
     run_epochs(
+        model,
         algorithm,
-        model.state_,
         n_rows=algorithm.dataset.n_rows,
         batch_size=settings.minibatch_rows(model),
         n_epochs=int(model.n_epochs),

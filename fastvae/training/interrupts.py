@@ -10,7 +10,11 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-__all__ = ["Gate", "gated_interrupts"]
+__all__ = ["Gate", "Interrupted", "gated_interrupts"]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C has ended training after a complete step, and the callbacks have done what they do at its end."""
 
 
 @dataclass

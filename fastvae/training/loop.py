@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastvae.callbacks import Callback
+from fastvae.callbacks import Callback, Checkpoint
 from fastvae.errors import DivergenceError
 from fastvae.kernels import Array
 from fastvae.rng import epoch_order
 from fastvae.training.algorithm import Algorithm
-from fastvae.training.interrupts import gated_interrupts
+from fastvae.training.interrupts import Interrupted, gated_interrupts
 from fastvae.training.state import State
+
+if TYPE_CHECKING:
+    from fastvae.model import Model
 
 __all__ = ["Run", "run_epochs", "run_pass"]
 
@@ -28,39 +32,56 @@ MAX_CHUNK_STEPS = 1 << 16
 
 @dataclass
 class Run:
-    """A training run as its callbacks see it.
+    """A session of training as the loop sees it.
 
     Attributes
     ----------
+    model : Model
+        What the callbacks are given.
     algorithm : Algorithm
-    state : State
-        Between two chunks always that after a complete step.
+        As it is without what callbacks make of learning rate and weight of the KL divergence.
     batch_size : int
     steps_per_epoch : int
     n_steps : int
         Step at which the run is complete.
-    n_epochs : int or None
-        Epochs in all; None for a single pass.
     callbacks : sequence of Callback
+    stopped : bool
+        Whether a callback has asked for the end.
     """
 
+    model: Model
     algorithm: Algorithm
-    state: State
     batch_size: int
     steps_per_epoch: int
     n_steps: int
-    n_epochs: int | None
     callbacks: Sequence[Callback]
+    stopped: bool = False
     seconds_per_step: float = math.inf  # not known before the first chunk, which is one step
 
-    def check_finite(self) -> None:
-        """Raise DivergenceError when a part of the state is not finite."""
-        if tensor := self.state.first_not_finite(self.algorithm.plan.network.layout):
-            raise self.diverged(tensor)
+    @property
+    def state(self) -> State:
+        """Between two chunks always that after a complete step."""
+        return self.model.state_
+
+    @property
+    def is_mendable(self) -> bool:
+        """Whether a callback keeps a state to go back to: an epoch is not closed then unless a step can follow."""
+        return any(type(callback).after_divergence is not Callback.after_divergence for callback in self.callbacks)
+
+    def scheduled(self, step: int) -> Algorithm:
+        """Return the algorithm with the learning rate and the weight of the KL divergence of a step of this epoch."""
+        algorithm, epoch = self.algorithm, self.state.epochs_closed
+        rate, weight = algorithm.optimizer.learning_rate, algorithm.kl_weight
+        for callback in self.callbacks:
+            rate = callback.learning_rate(rate, epoch=epoch, step=step)
+            weight = callback.kl_weight(weight, epoch=epoch, step=step)
+        if (rate, weight) == (algorithm.optimizer.learning_rate, algorithm.kl_weight):
+            return algorithm
+        return algorithm.adjusted(learning_rate=rate, kl_weight=weight)
 
     def diverged(self, tensor: str) -> DivergenceError:
         """Return the error for a run whose first tensor to stop being finite is `tensor`."""
-        kept = next((c.newest for c in self.callbacks if c.newest is not None), None)
+        kept = next((c.newest for c in self.callbacks if isinstance(c, Checkpoint) and c.newest is not None), None)
         mend = f"lower learning_rate (it is {self.algorithm.optimizer.learning_rate:g}) or raise batch_size"
         if self.state.step == 0:
             mend = "the initial weights or the data are too large: set init='fan_in' or scale the data"
@@ -71,90 +92,139 @@ class Run:
 
 
 def run_epochs(
+    model: Model,
     algorithm: Algorithm,
-    state: State,
     *,
     n_rows: int,
     batch_size: int,
     n_epochs: int,
     callbacks: Sequence[Callback] = (),
 ) -> None:
-    """Train until `n_epochs` epochs are complete, from wherever `state` stands.
+    """Train until `n_epochs` epochs are complete or a callback ends it, from wherever the model's state stands.
 
     Epoch e takes ``epoch_order(N, seed, e)`` in minibatches of M rows and leaves out the last N mod M rows of it, each
     epoch others. The step alone is the cursor: a run that was cut anywhere goes on as if it never was.
 
     Parameters
     ----------
+    model : Model
+        Its ``state_`` is updated; consistent also when an exception is raised.
     algorithm : Algorithm
-    state : State
-        Updated; consistent also when an exception is raised.
     n_rows, batch_size, n_epochs : int
         N, M and the number of epochs.
     callbacks : sequence of Callback
+        Those that save come last.
 
     Raises
     ------
     DivergenceError
-        The bound of a minibatch, a parameter or the optimizer's state is not finite.
+        The bound of a minibatch, a parameter or the optimizer's state is not finite, and no callback mended it.
+    Interrupted
+        After Ctrl-C, once the engine has left off after a complete step and the callbacks are done.
     KeyboardInterrupt
-        After Ctrl-C, once the engine has left off after a complete step.
+        After another one while they were not.
     """
     per_epoch = n_rows // batch_size
-    run = Run(algorithm, state, batch_size, per_epoch, n_epochs * per_epoch, n_epochs, callbacks)
-    with _reported(run):
-        while True:
-            epoch, cursor = divmod(state.step, per_epoch)
-            # Also an epoch whose steps a session before this one made, cut before it could be closed.
-            if cursor == 0 and state.epochs_closed < epoch:
-                _close_epoch(run, epoch)
-            if state.step >= run.n_steps:
-                return
-            order = epoch_order(n_rows, seed=algorithm.seed, epoch=epoch)
-            _advance(run, order[: per_epoch * batch_size].reshape(per_epoch, batch_size)[cursor:])
+    run = Run(model, algorithm, batch_size, per_epoch, n_epochs * per_epoch, callbacks)
+    with _session(run):
+        while not run.stopped:
+            with _mended(run):
+                epoch, cursor = divmod(run.state.step, per_epoch)
+                # Also an epoch whose steps a session before this one made, cut before it could be closed.
+                if cursor == 0 and run.state.epochs_closed < epoch:
+                    if run.is_mendable:
+                        _check_step(run, epoch_order(n_rows, seed=algorithm.seed, epoch=epoch)[:batch_size])
+                    _close_epoch(run, epoch)
+                elif run.state.step >= run.n_steps:
+                    return
+                else:
+                    order = epoch_order(n_rows, seed=algorithm.seed, epoch=epoch)
+                    _advance(run, order[: per_epoch * batch_size].reshape(per_epoch, batch_size)[cursor:])
 
 
 def run_pass(
-    algorithm: Algorithm, state: State, *, n_rows: int, batch_size: int, callbacks: Sequence[Callback] = ()
+    model: Model, algorithm: Algorithm, *, n_rows: int, batch_size: int, callbacks: Sequence[Callback] = ()
 ) -> None:
     """Train once on all rows in the order they come in, the last minibatch being what is left over.
 
-    Parameters, callbacks and exceptions are as for `run_epochs`.
+    Parameters, callbacks and exceptions are as for `run_epochs`; but it is always one pass, and divergence ends it.
     """
     n_full, rest = divmod(n_rows, batch_size)
-    n_steps = state.step + n_full + (rest > 0)
-    run = Run(algorithm, state, batch_size, n_full + (rest > 0), n_steps, None, callbacks)
+    n_steps = model.state_.step + n_full + (rest > 0)
+    run = Run(model, algorithm, batch_size, n_full + (rest > 0), n_steps, callbacks)
     rows = np.arange(n_rows, dtype=np.int64)
-    state.start_epoch()
-    with _reported(run):
-        _advance(run, rows[: n_full * batch_size].reshape(n_full, batch_size))
-        _advance(run, rows[n_full * batch_size :].reshape(-1, max(rest, 1)))
-        _close_epoch(run, state.epochs_closed + 1)
+    model.state_.start_epoch()
+    with _session(run):
+        full = rows[: n_full * batch_size].reshape(n_full, batch_size)
+        _advance(run, full, rows[n_full * batch_size :].reshape(-1, max(rest, 1)))
+        _close_epoch(run, run.state.epochs_closed + 1)
 
 
 @contextmanager
-def _reported(run: Run) -> Iterator[None]:
-    """Tell the callbacks where the run begins and how it ends."""
+def _session(run: Run) -> Iterator[None]:
+    """Give the callbacks their memory, and tell them where the session begins and how it ends."""
+    count: Counter[str] = Counter()
     for callback in run.callbacks:
-        callback.on_begin(run)
+        name = type(callback).__name__
+        key = f"{name}-{count[name]}" if count[name] else name
+        callback.memory = run.state.memory.setdefault(key, {})
+        count[name] += 1
+    try:
+        run.stopped = any([callback.before_training(run.model, run.n_steps) for callback in run.callbacks])
+        yield
+    except KeyboardInterrupt as error:
+        raise _interrupted(run, error) from error
+    except BaseException as error:
+        _end(run, error)
+        raise
+    try:
+        _end(run, None)
+    except KeyboardInterrupt as error:
+        raise _interrupted(run, error) from error
+
+
+def _interrupted(run: Run, error: KeyboardInterrupt) -> Interrupted:
+    _end(run, error)
+    return Interrupted(*error.args)
+
+
+def _end(run: Run, error: BaseException | None) -> None:
+    """Tell every callback, and raise what the first of them raises."""
+    failures = []
+    for callback in run.callbacks:
+        try:
+            callback.after_training(run.model, error)
+        except Exception as failure:
+            failures.append(failure)
+    if failures:
+        raise failures[0]
+
+
+@contextmanager
+def _mended(run: Run) -> Iterator[None]:
+    """Go on after a divergence when a callback has mended the state."""
     try:
         yield
-    except BaseException as error:
-        for callback in run.callbacks:
-            callback.on_end(run, error)
-        raise
+    except DivergenceError as error:
+        if not any([callback.after_divergence(run.model, error) for callback in run.callbacks]):
+            raise
+
+
+def _advance(run: Run, *orders: Array) -> None:
+    """Make the steps of each of `orders` (T, M), which end an epoch, in chunks."""
+    n_left = sum(map(len, orders))
+    for order in orders:
+        while len(order):
+            length = min(len(order), _chunk_length(run))
+            _run_chunk(run, order[:length])
+            order, n_left = order[length:], n_left - length
+            if n_left:
+                _tell_steps(run)
+
+
+def _tell_steps(run: Run) -> None:
     for callback in run.callbacks:
-        callback.on_end(run, None)
-
-
-def _advance(run: Run, order: Array) -> None:
-    """Make the steps of `order` (T, M) in chunks."""
-    while len(order):
-        length = min(len(order), _chunk_length(run))
-        _run_chunk(run, order[:length])
-        order = order[length:]
-        for callback in run.callbacks:
-            callback.on_steps(run)
+        callback.after_steps(run.model, run.state.step)
 
 
 def _chunk_length(run: Run) -> int:
@@ -164,13 +234,13 @@ def _chunk_length(run: Run) -> int:
 
 
 def _run_chunk(run: Run, order: Array) -> None:
-    state, (n_steps, batch_size) = run.state, order.shape
-    stats, done = np.empty((n_steps, len(run.algorithm.statistics))), np.zeros(1, np.int64)
+    state, algorithm, (n_steps, batch_size) = run.state, run.scheduled(run.state.step), order.shape
+    stats, done = np.empty((n_steps, len(algorithm.statistics))), np.zeros(1, np.int64)
     with gated_interrupts() as gate, np.errstate(all="ignore"):  # what is not finite is looked for below
         start = perf_counter()
         try:
             gate.open = True
-            run.algorithm.advance(state, order=order, stats=stats, done=done)
+            algorithm.advance(state, order=order, stats=stats, done=done)
         finally:
             gate.open = False
             n_done, seconds = int(done[0]), perf_counter() - start
@@ -178,24 +248,35 @@ def _run_chunk(run: Run, order: Array) -> None:
     if n_done:
         run.seconds_per_step = max(seconds / n_done, 1e-9)
     if n_done < n_steps:
-        with np.errstate(all="ignore"):
-            tensor = run.algorithm.diagnose(state, order[n_done])
+        _check_step(run, order[n_done])
+        raise run.diverged("the bound")  # of the fused step alone
+
+
+def _check_step(run: Run, index: Array) -> None:
+    """Raise when something is not finite in the step that a minibatch would make."""
+    with np.errstate(all="ignore"):
+        tensor = run.algorithm.diagnose(run.state, index)
+    if tensor is not None:
         raise run.diverged(tensor)
 
 
 def _close_epoch(run: Run, epoch: int) -> None:
     """Gather the epoch's row of the history from its sums and the callbacks."""
-    run.check_finite()  # the bound of a step is looked at before its update
-    state, n_steps = run.state, run.steps_per_epoch
+    state, n_steps, last = run.state, run.steps_per_epoch, max(run.state.step - 1, 0)
+    # The bound of a step is looked at before its update.
+    if tensor := state.first_not_finite(run.algorithm.plan.network.layout):
+        raise run.diverged(tensor)
+    algorithm = run.scheduled(last)
     row: dict[str, Any] = {
         "epoch": epoch,
         "step": state.step,
-        **run.algorithm.history_row((state.sums / n_steps).tolist(), step=max(state.step - 1, 0)),
+        **algorithm.history_row((state.sums / n_steps).tolist(), step=last),
+        "learning_rate": algorithm.optimizer.learning_rate,
         "seconds": state.epoch_seconds,
         "samples_per_second": state.epoch_samples / max(state.epoch_seconds, 1e-9),
     }
     for callback in run.callbacks:
-        callback.on_epoch_metrics(run, row)
+        row.update(callback.epoch_columns(run.model, epoch))
     state.close_epoch(row)
-    for callback in run.callbacks:
-        callback.on_epoch_end(run, row)
+    run.stopped = any([callback.after_epoch(run.model, epoch, state.history) for callback in run.callbacks])
+    _tell_steps(run)

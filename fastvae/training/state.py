@@ -13,6 +13,7 @@ import numpy as np
 from fastvae.data.arrays import on_host
 from fastvae.errors import CheckpointError
 from fastvae.kernels import Array
+from fastvae.training.interrupts import gated_interrupts
 
 if TYPE_CHECKING:
     from fastvae.checkpoint import Checkpoint
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["State", "append_row", "fingerprint"]
 
 _FINGERPRINT_ROWS = 256
+_COUNTERS = ("step", "samples", "epoch_samples", "epoch_seconds")
+_MEMORY = "callbacks"  # tensors of callbacks are named by it in checkpoints
 
 
 @dataclass
@@ -47,6 +50,8 @@ class State:
         One value per finished epoch and column.
     extra : dict of str to ndarray
         What an algorithm carries besides, see `Composed.extra_shapes`; of the parameters' dtype.
+    memory : dict of str to dict
+        What each callback carries, see `fastvae.callbacks.Callback`.
     """
 
     params: Array
@@ -59,11 +64,17 @@ class State:
     samples: int = 0
     history: dict[str, list[Any]] = field(default_factory=dict)
     extra: dict[str, Array] = field(default_factory=dict)
+    memory: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def epochs_closed(self) -> int:
         """Epochs that have a row in the history."""
         return len(self.history.get("epoch", []))
+
+    @property
+    def epoch_begin(self) -> int:
+        """Steps that were done when the last epoch with a row ended."""
+        return int(self.history["step"][-1]) if self.epochs_closed else 0
 
     def count(self, stats: Array, *, batch_size: int, seconds: float) -> None:
         """Account for the steps whose `stats` these are.
@@ -79,8 +90,9 @@ class State:
 
     def close_epoch(self, row: dict[str, Any]) -> None:
         """Append a row to the history and start the next epoch's sums."""
-        append_row(self.history, row)
-        self.start_epoch()
+        with gated_interrupts():
+            append_row(self.history, row)
+            self.start_epoch()
 
     def start_epoch(self) -> None:
         """Forget the sums of an epoch."""
@@ -96,15 +108,41 @@ class State:
         }
         return next((name for name, part in parts.items() if not np.isfinite(part).all()), None)
 
-    def to_tensors(self) -> dict[str, Array]:
-        """Return the arrays for a checkpoint."""
+    def snapshot(self) -> dict[str, Any]:
+        """Return a copy of what the next steps depend on, and of the counters of the present epoch, for `rewind`."""
+        arrays = {name: part.copy() for name, part in self._arrays().items()}
+        return arrays | {name: getattr(self, name) for name in _COUNTERS}
+
+    def rewind(self, snapshot: Mapping[str, Any]) -> None:
+        """Go back to a snapshot of this run that was taken since the last row of the history."""
+        with gated_interrupts():
+            for name, part in self._arrays().items():
+                part[:] = snapshot[name]
+            for name in _COUNTERS:
+                setattr(self, name, snapshot[name])
+
+    def _arrays(self) -> dict[str, Array]:
         extra = {f"extra.{name}": part for name, part in self.extra.items()}
         return {"params": self.params, "optimizer": self.slots, "epoch_sums": self.sums, **extra}
 
+    def to_tensors(self) -> dict[str, Array]:
+        """Return the arrays for a checkpoint."""
+        return self._arrays() | {
+            f"{_MEMORY}.{callback}.{name}": value
+            for callback, values in self.memory.items()
+            for name, value in values.items()
+            if isinstance(value, np.ndarray)
+        }
+
     def to_metadata(self) -> dict[str, Any]:
         """Return everything else for a checkpoint."""
-        names = ("step", "epoch_seconds", "epoch_samples", "seconds", "samples", "history")
-        return {name: getattr(self, name) for name in names}
+        memory = {
+            callback: {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}
+            for callback, values in self.memory.items()
+            if values
+        }
+        names = (*_COUNTERS, "seconds", "history")
+        return {name: getattr(self, name) for name in names} | {"memory": memory}
 
     @classmethod
     def from_checkpoint(
@@ -137,8 +175,14 @@ class State:
             raise CheckpointError("its training state is missing")
         params, slots, sums, *extra = (checkpoint.tensors[name] for name in expected)
         try:
-            state = cls(params, slots, sums=sums, extra=dict(zip(extra_shapes, extra, strict=True)), **counters)
-        except TypeError as error:
+            memory = {callback: dict(values) for callback, values in counters.get("memory", {}).items()}
+            for name in checkpoint.tensors:
+                if name.startswith(f"{_MEMORY}."):
+                    _, callback, value = name.split(".", 2)
+                    memory[callback][value] = checkpoint.tensors[name]
+            carried = dict(zip(extra_shapes, extra, strict=True))
+            state = cls(params, slots, sums=sums, extra=carried, **counters | {"memory": memory})
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"its training state does not fit this version of fastvae ({error})") from error
         if len({len(column) for column in state.history.values()}) > 1:
             raise CheckpointError("its history has columns of different lengths")
