@@ -6,7 +6,6 @@ import contextlib
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -197,18 +196,9 @@ def machine() -> dict[str, Any]:
     isa = {name: backends.isa_level(backends.load(name)) for name in available}
     return {
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": backends.processor(),
         "processors": backends.default_threads(),
         "isa_level": next((level for name, level in isa.items() if level and name != "cuda"), None),
         "device": isa.get("cuda"),
         "versions": versions,
     }
-
-
-def _processor() -> str:
-    """Return the processor's model name where the system tells it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import platform
 import warnings
 from functools import cache
 from importlib import import_module
@@ -16,7 +17,7 @@ from fastvae.errors import BackendError
 if TYPE_CHECKING:
     from fastvae.kernels import Engine
 
-__all__ = ["MAX_THREADS", "NAMES", "default_threads", "isa_level", "load", "resolve", "unavailable"]
+__all__ = ["MAX_THREADS", "NAMES", "default_threads", "isa_level", "load", "processor", "resolve", "unavailable"]
 
 _MODULES = {
     "cuda": "fastvae.kernels.cuda",
@@ -115,3 +116,13 @@ def _quota() -> float:
             if float(quota) > 0:
                 return float(quota) / float(period)
     return math.inf
+
+
+@cache
+def processor() -> str:
+    """Return the processor's model name where the system tells it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

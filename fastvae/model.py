@@ -29,6 +29,7 @@ from fastvae.model_data import fitted_dataset
 from fastvae.model_plans import inference_plan
 from fastvae.network import Network
 from fastvae.optimizer import Optimizer
+from fastvae.report import page
 from fastvae.rng import Stream, normal
 from fastvae.training.state import State
 from fastvae.uses import denoising, imputation, latent_space
@@ -273,6 +274,7 @@ class Model:
     def _name_features(self, X: Any, *, reset: bool) -> None:
         """Keep the names of a data frame's columns, or check X against them: an estimator's custom, see `VAE`."""
 
+    report = page.write
     denoise = denoising.denoise
     impute = imputation.impute
     manifold = latent_space.manifold

@@ -53,6 +53,7 @@ def to_checkpoint(model: Model, **extra: Any) -> Checkpoint:
             "isa": backends.isa_level(engine),
             "precision": model.precision,
             "n_threads": model.n_threads or backends.default_threads(),
+            "processor": backends.processor(),
         },
         "state": model.state_.to_metadata(),
         **extra,

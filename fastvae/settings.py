@@ -36,6 +36,7 @@ __all__ = [
     "encodes",
     "extra_shapes",
     "from_json",
+    "has_bound",
     "is_fitted",
     "minibatch_rows",
     "network",
@@ -192,6 +193,11 @@ def encodes(model: Model) -> bool:
     return algorithm_class(model.algorithm_, model.estimator_).encodes
 
 
+def has_bound(model: Model) -> bool:
+    """Return whether a fitted model's algorithm trains a q(z|x) that there is a bound of."""
+    return encodes(model) and algorithm_class(model.algorithm_, model.estimator_).has_bound
+
+
 def check_encodes(model: Model) -> None:
     """Refuse a model whose algorithm trains no recognition model.
 
@@ -217,7 +223,7 @@ def check_has_bound(model: Model) -> None:
         It is a fitted one of an algorithm that trains no q(z|x).
     """
     check_encodes(model)
-    if not algorithm_class(model.algorithm_, model.estimator_).has_bound:
+    if not has_bound(model):
         raise ValueError(
             f"a model trained by algorithm={model.algorithm_!r} has no distribution q(z|x) to draw from, so no bound; "
             "compare its reconstructions, or use log_likelihood with estimator='marginal-likelihood' or 'ais'"

@@ -97,6 +97,7 @@ def test_a_run_leaves_checkpoint_configuration_history_and_pictures(run_folder: 
         "config.toml",
         "history.csv",
         "reconstructions.png",
+        "report.html",
         "result.json",
         "samples.png",
     }

@@ -31,6 +31,7 @@ from fastvae.cli.generate import encode, reconstruct, sample
 from fastvae.cli.info import info
 from fastvae.cli.latent import interpolate, manifold, traverse
 from fastvae.cli.options import note
+from fastvae.cli.report import report
 from fastvae.cli.reproduce import reproduce
 from fastvae.cli.restore import denoise, impute
 from fastvae.cli.train import FLAGS, train
@@ -86,7 +87,7 @@ def cli() -> None:
 
 for _command in (
     *(train, evaluate, sample, reconstruct, encode, denoise, impute, manifold, traverse, interpolate),
-    *(export, import_, data, info, config, completion, bench, reproduce),
+    *(report, export, import_, data, info, config, completion, bench, reproduce),
 ):
     cli.add_command(_command)
 configure(cli)

@@ -25,10 +25,12 @@ n_rows_option = click.option(
 )
 
 
-def out_option(*suffixes: str, default: str) -> Callable[[F], F]:
+def out_option(*suffixes: str, default: str | None) -> Callable[[F], F]:
     """Return the option --out for a file with one of the endings."""
 
-    def check(_: click.Context, __: click.Parameter, path: Path) -> Path:
+    def check(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
+        if path is None:
+            return None
         if path.suffix.lower() not in suffixes:
             raise click.BadParameter(f"{path} must end in {' or '.join(suffixes)}")
         if not path.parent.is_dir():

@@ -38,7 +38,7 @@ from fastvae.training.algorithm import ALGORITHMS, ESTIMATORS, algorithm_class
 
 if TYPE_CHECKING:
     from fastvae.callbacks import Callback
-    from fastvae.data import Split
+    from fastvae.data import Dataset, Split
     from fastvae.errors import CheckpointError
     from fastvae.model import Model
     from fastvae.training.composed import Composed
@@ -127,7 +127,7 @@ FLAGS["test_fraction"] = "--test-fraction"
 def train(context: click.Context, /, **options: Any) -> None:
     """Train a VAE and write the folder of its run.
 
-    The folder holds checkpoints, configuration, history, result and pictures.
+    The folder holds checkpoints, configuration, history, result, pictures and report.html, which shows it all.
 
     The run goes through the same steps on any number of threads, and after any interruption and --resume.
     """
@@ -161,6 +161,7 @@ class _Run:
         self.folder = options["out"] or Path("runs") / f"{Path(options['data']).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
         self.resumed = options["resume"] and bool(list_checkpoints(self.checkpoints))
         self.checkpointing: Any = None
+        self.bound: Any = None
         if self.resumed:
             self._open()
         else:
@@ -410,10 +411,12 @@ class _Run:
 
     def _bounds(self) -> dict[str, Any]:
         """Measure the bounds of both parts of the data."""
-        train = self.model.evaluate(self.split.train, n_draws=draws("train")).summary()
+        self.bound = self.model.evaluate(self.split.train, n_draws=draws("train"))
+        train = self.bound.summary()
         test = None
         if self.split.test is not None:
-            test = self.model.evaluate(self.split.test, n_draws=draws("test")).summary()
+            self.bound = self.model.evaluate(self.split.test, n_draws=draws("test"))
+            test = self.bound.summary()
         bound = test or train
         return {
             "elbo_train": train["elbo"],
@@ -433,19 +436,30 @@ class _Run:
         return {f"{name}_train": self.model.history_[name][-1] for name in self.kind.statistics}
 
     def _draw(self) -> None:
-        shape = self.model.image_shape_
-        if shape is None:
-            note("the rows are no images, so no pictures were drawn")
-            return
         from fastvae.report import comparison_grid, grid, write_png
 
-        rows = self.split.test or self.split.train
-        rows = rows.select(slice(min(50, rows.n_rows)))
+        split, rows = ("train", self.split.train) if self.split.test is None else ("test", self.split.test)
         del self.split  # so that the pictures do not come on top of the training set
-        if self.kind.encodes:
-            pairs = comparison_grid([rows.as_seen(), self.model.reconstruct(rows)], shape)
-            write_png(self.folder / "reconstructions.png", pairs)
-        write_png(self.folder / "samples.png", grid(self.model.sample(100), shape))
+        if (shape := self.model.image_shape_) is None:
+            note("the rows are no images, so no pictures were drawn")
+        else:
+            first = rows.select(slice(min(50, rows.n_rows)))
+            if self.kind.encodes:
+                pairs = comparison_grid([first.as_seen(), self.model.reconstruct(first)], shape)
+                write_png(self.folder / "reconstructions.png", pairs)
+            write_png(self.folder / "samples.png", grid(self.model.sample(100), shape))
+        self._report(split, rows)
+
+    def _report(self, split: str, rows: Dataset) -> None:
+        from fastvae.data.labels import known_labels
+        from fastvae.report.page import write_subject
+        from fastvae.report.subject import of_run
+
+        labels = known_labels(rows, split=split, data_dir=self.data_dir)
+        known = {"dataset": rows, "split": split, "labels": labels, "bound": self.bound}
+        write_subject(
+            self.folder / "report.html", of_run(self.folder, self.model, {"run": self._run_metadata()}, **known)
+        )
 
 
 def stored_options(model: Model, run: Mapping[str, Any], backend: str) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""Pictures of what a model has learned."""
+"""What a model has learned, as pictures and as self-contained pages."""
 
-from fastvae.report.pictures import comparison_grid, grid, write_png
+from fastvae.report.pictures import comparison_grid, encode_png, grid, write_png
 
-__all__ = ["comparison_grid", "grid", "write_png"]
+__all__ = ["comparison_grid", "encode_png", "grid", "write_png"]
