@@ -26,7 +26,7 @@ M = TypeVar("M", bound="Model")
 
 
 def from_torch(
-    cls: type[M],
+    kind: type[M],
     state_dict: Any,
     *,
     activation: str | None = None,
@@ -51,7 +51,7 @@ def from_torch(
 
     Parameters
     ----------
-    cls : type
+    kind : type
         `fastvae.VAE`, whose class method this is, or the class that it shares with the command line.
     state_dict : mapping, or torch.nn.Module
         Names to torch, NumPy or JAX arrays, nested or joined by dots or slashes.
@@ -94,7 +94,7 @@ def from_torch(
     fields = {"activation": activation, "mean": mean, "logvar_floor": logvar_floor}
     given = {name: value for name, value in fields.items() if value is not None}
     functions = known if isinstance(known, Network) else network
-    model = cls(
+    model = kind(
         latent_dim=network.latent_dim,
         hidden_dims=network.encoder_hidden,
         decoder_hidden_dims=network.decoder_hidden,
@@ -124,12 +124,12 @@ def _image_shape(shape: Any, data_dim: int) -> tuple[int, int] | None:
     return height, width
 
 
-def from_file(cls: type[M], path: str | os.PathLike[str], **options: Any) -> M:
+def from_file(kind: type[M], path: str | os.PathLike[str], **options: Any) -> M:
     """Make a fitted model of the weights in a .safetensors or .npz file, of any layout that `from_torch` knows.
 
     Parameters
     ----------
-    cls : type
+    kind : type
         As for `from_torch`.
     path : path-like
     **options
@@ -150,7 +150,7 @@ def from_file(cls: type[M], path: str | os.PathLike[str], **options: Any) -> M:
     if metadata.get("format") == "fastvae":
         raise LayoutError(f"{path} is a checkpoint of fastvae and needs no import; use it as it is")
     if "fastvae" not in metadata:
-        return from_torch(cls, arrays, **options)
+        return from_torch(kind, arrays, **options)
     try:
         said: dict[str, Any] = {name: metadata[name] for name in ("activation", "likelihood", "mean")}
         said |= {name: json.loads(metadata[name]) for name in ("logvar_floor", "scale", "image_shape")}
@@ -159,7 +159,7 @@ def from_file(cls: type[M], path: str | os.PathLike[str], **options: Any) -> M:
         raise LayoutError(f"{path} has damaged metadata of fastvae ({error!r}); export it anew") from error
     if not is_integer and said["scale"] == 1:
         said["scale"] = None
-    model = from_torch(cls, arrays, **(said | options))
+    model = from_torch(kind, arrays, **(said | options))
     if "scale" not in options:
         model.integer_data_ = is_integer
     return model
