@@ -7,6 +7,7 @@ __all__ = [
     "DataTypeError",
     "DivergenceError",
     "FastvaeError",
+    "LayoutError",
     "NewerFormatError",
     "one_line",
 ]
@@ -30,6 +31,10 @@ class CheckpointError(FastvaeError, ValueError):
 
 class NewerFormatError(CheckpointError):
     """A checkpoint is whole, but of a format that only a newer fastvae reads."""
+
+
+class LayoutError(FastvaeError, ValueError):
+    """Named weights are of no known layout, do not fit together, or have no place in the layout asked for."""
 
 
 class BackendError(FastvaeError, RuntimeError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from fastvae.evaluation import (
     evaluate_bound,
     sandwich,
 )
+from fastvae.interop import exported, imported
 from fastvae.kernels import Array
 from fastvae.model_data import fitted_dataset
 from fastvae.model_plans import inference_plan
@@ -279,3 +280,33 @@ class Model:
     manifold = latent_space.manifold
     traverse = latent_space.traverse
     interpolate = latent_space.interpolate
+
+    to_torch = exported.to_torch
+    to_onnx = exported.to_onnx
+    state_dict = exported.state_dict
+    export = exported.export
+
+    @classmethod
+    def from_torch(cls, state_dict: Any, **options: Any) -> Self:
+        """Make a fitted model of weights that PyTorch or Flax trained.
+
+        Parameters
+        ----------
+        state_dict : mapping, or torch.nn.Module
+            Names to torch, NumPy or JAX arrays, in a layout known by its names.
+        **options
+            What names and shapes do not tell, and parameters of this class: see `fastvae.interop.from_torch`.
+
+        Returns
+        -------
+        VAE
+            Of step 0: `resume` trains it on for `n_epochs` epochs, `partial_fit` for one pass.
+
+        Raises
+        ------
+        LayoutError
+            The names are of no known layout, the shapes do not fit together, or a value is not finite.
+        ValueError
+            An option is out of range.
+        """
+        return imported.from_torch(cls, state_dict, **options)

@@ -175,7 +175,9 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
         return self
 
     def resume(self, X: Any, *, eval_set: Any = None) -> Self:
-        """Go on with a `fit` that was interrupted, or loaded, or whose `n_epochs` was raised; Ctrl-C is as in `fit`.
+        """Go on with a `fit` that was interrupted, or loaded, or whose `n_epochs` was raised, or from imported weights.
+
+        Ctrl-C is as in `fit`.
 
         With the same parameters the result is that of a run that was never interrupted, bit for bit; `n_epochs`,
         `n_threads`, `verbose` and `callbacks` may change all the same. Another `backend` changes the last bits. Others
@@ -187,7 +189,7 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
         Parameters
         ----------
         X : array of shape (N, D), or Dataset
-            The data that it was fitted on.
+            The data that it was fitted on; after `from_torch` any that its network fits.
         eval_set : array of shape (N', D), or Dataset, optional
 
         Returns

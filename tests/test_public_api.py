@@ -15,7 +15,7 @@ import pytest
 MODULES = (
     "fastvae",
     *(f"fastvae.{name}" for name in ("backends", "callbacks", "checkpoint", "data", "errors", "evaluation")),
-    *(f"fastvae.{name}" for name in ("network", "optimizer", "report", "rng", "uses")),
+    *(f"fastvae.{name}" for name in ("interop", "network", "optimizer", "report", "rng", "uses")),
 )
 # So few may be told in the summary.
 MAX_PARAMETERS_WITHOUT_SECTION = 2

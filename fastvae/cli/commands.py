@@ -26,6 +26,7 @@ from fastvae.cli.configuration import ConfigurationError, Origins, configure
 from fastvae.cli.data import data
 from fastvae.cli.evaluate import evaluate
 from fastvae.cli.examples import add_examples
+from fastvae.cli.exchange import export, import_
 from fastvae.cli.generate import encode, reconstruct, sample
 from fastvae.cli.info import info
 from fastvae.cli.latent import interpolate, manifold, traverse
@@ -86,7 +87,7 @@ def cli() -> None:
 
 for _command in (
     *(train, evaluate, sample, reconstruct, encode, denoise, impute, manifold, traverse, interpolate),
-    *(report, data, info, config, completion, bench, reproduce),
+    *(report, export, import_, data, info, config, completion, bench, reproduce),
 ):
     cli.add_command(_command)
 configure(cli)

@@ -27,7 +27,8 @@ from fastvae.network import initialise
 from fastvae.training.algorithm import algorithm_class
 from fastvae.training.composed import Composed
 from fastvae.training.loop import run_epochs, run_pass
-from fastvae.training.state import State, fingerprint
+from fastvae.training.start import begin
+from fastvae.training.state import fingerprint
 
 __all__ = ["fit", "partial_fit", "resume", "take_up"]
 
@@ -57,18 +58,24 @@ def resume(model: Model, X: Any, *, eval_set: Any = None) -> None:
 def _resumed(model: Model, X: Any, eval_set: Any) -> tuple[Composed[Any], list[Callback]]:
     """Return what a run goes on with, once the data and the parameters are those that it began with."""
     settings.check_unchanged(model)
-    if model.fingerprint_ is None:
+    if model.fingerprint_ is None and model.n_steps_:
         raise CheckpointError("partial_fit has no epochs to resume; call partial_fit with the next rows")
+    is_imported = model.fingerprint_ is None  # parameters from elsewhere: whatever these data are, they are its own
     settings.check_batch_size(model)
-    dataset = training_set(model, X)
+    dataset = fitted_dataset(model, X) if is_imported else training_set(model, X)
     model._name_features(X, reset=False)
     found = fingerprint(dataset)
-    for name, expected in model.fingerprint_.items():
+    for name, expected in (model.fingerprint_ or {}).items():
         if found[name] != expected:
             raise CheckpointError(
                 f"these are not the data of the run: {name} is {found[name]}, was {expected}; "
                 "resume with the same data or start another run"
             )
+    if is_imported:
+        image_shape = dataset.image_shape or model.image_shape_
+        _set_data(model, dataset)
+        model.image_shape_, model.fingerprint_ = image_shape, found
+        model.n_samples_seen_ = dataset.n_rows
     return _algorithm(model, dataset), _callbacks(model, eval_set)
 
 
@@ -137,19 +144,16 @@ def _start(model: Model, dataset: Dataset) -> None:
     optimizer = settings.optimizer(model)
     settings.check_memory(model, network, optimizer, dataset.n_rows)
     model.seed_ = settings.seed(model.random_state)
-    model.network_, model.optimizer_ = network, optimizer
-    model.algorithm_, model.estimator_ = model.algorithm, model.estimator
-    model.n_features_in_ = dataset.data_dim
+    params = initialise(network, seed=model.seed_, init=model.init)
+    begin(model, network, params, n_rows=dataset.n_rows)
+    _set_data(model, dataset)
+
+
+def _set_data(model: Model, dataset: Dataset) -> None:
+    """Set how the model sees data to how these are seen."""
     model.scale_ = dataset.scale
     model.integer_data_ = dataset.is_integer
     model.image_shape_ = dataset.image_shape
-    params = initialise(network, seed=model.seed_, init=model.init).astype(settings.dtype(model), copy=False)
-    kind = algorithm_class(model.algorithm, model.estimator)
-    shapes = settings.extra_shapes(model, network, optimizer, dataset.n_rows)
-    extra = {name: np.zeros(shape, params.dtype) for name, shape in shapes.items()}
-    kind.initialise_extra(extra, seed=model.seed_)
-    slots = np.zeros((optimizer.n_slots, network.layout.size), params.dtype)
-    model.state_ = State(params, slots, sums=np.zeros(len(kind.statistics)), extra=extra)
 
 
 def _algorithm(model: Model, dataset: Dataset) -> Composed[Any]:
