@@ -116,7 +116,7 @@ def _bound(module: Any, x: Array) -> float:
     with torch.inference_mode():
         logits, mu, logvar = module(rows)
         loss = functional.binary_cross_entropy_with_logits(logits, rows, reduction="sum") + _kl(mu, logvar)
-    return -loss.item() / len(x)
+    return -float(loss.item()) / len(x)
 
 
 def measure(
