@@ -162,6 +162,21 @@ def test_integers_other_than_uint8_are_taken_as_they_are():
     assert not as_dataset(levels / 255).is_integer
 
 
+def test_a_value_beyond_float64_is_named_without_a_warning():
+    x = np.array([[0, np.longdouble("1e400")]])
+    if x.dtype == np.float64:
+        pytest.skip("long double is float64 on this platform")
+    with pytest.raises(DataError, match="row 0, column 1: inf is not a finite"):
+        check_values(as_dataset(x), "gaussian", "identity")
+
+
+def test_sparse_frames_whose_gaps_are_no_zeros_name_the_mend():
+    frame = pd.DataFrame({"a": pd.arrays.SparseArray([1.0, 2.0], fill_value=1.0)})
+    with pytest.raises(DataError, match=r"fill value must be 0 .*; give x\.sparse\.to_dense\(\)"):
+        as_dataset(frame)
+    assert as_dataset(frame.sparse.to_dense()).n_rows == 2
+
+
 @pytest.mark.parametrize(
     "x",
     [np.zeros((4, 3), np.int64), np.zeros((4, 3), np.float16), np.zeros((4, 3), np.float32, order="F")],

@@ -127,7 +127,8 @@ def converted(array: Any, dtype: np.dtype[Any], name: str) -> Any:
 
         return cupy.ascontiguousarray(array, dtype)
     try:
-        return np.ascontiguousarray(array, dtype)
+        with np.errstate(over="ignore"):  # check_values names the value
+            return np.ascontiguousarray(array, dtype)
     except (TypeError, ValueError, OverflowError) as error:
         kind = DataTypeError if isinstance(error, TypeError) else DataError
         raise kind(
