@@ -37,7 +37,7 @@ class EarlyStopping(Callback):
     Raises
     ------
     ValueError
-        From training, after its first epoch: the history has no such column.
+        From training, after its first epoch: the history has no such column, or `resume` lacks the `eval_set`.
     """
 
     def __init__(
@@ -68,6 +68,8 @@ class EarlyStopping(Callback):
 
     def after_epoch(self, model: Model, epoch: int, history: History) -> bool:
         """Compare."""
+        if self._is_unmeasured(history):
+            raise ValueError(f"EarlyStopping monitors {self._column(history)}, which needs the eval_set: give it again")
         self._look(model, history)
         is_over = bool(self.memory["waited"] >= self.patience)
         if is_over and model.verbose:
@@ -90,13 +92,17 @@ class EarlyStopping(Callback):
             )
         return found
 
+    def _is_unmeasured(self, history: History) -> bool:
+        return self.monitor is None and history[self._column(history)][-1] is None
+
     def _look(self, model: Model, history: History) -> None:
         """Take the epoch that has just ended into account; those before it, of sessions without this, are left out."""
         n_epochs = model.state_.epochs_closed
         if self.memory["epochs"] == n_epochs:
             return
         found: dict[str, Any] = {"epochs": n_epochs}
-        if model.state_.epoch_begin == model.n_steps_:  # else it was such a session's, and its parameters are gone
+        # Else it was such a session's, and its parameters are gone; or it lacked the eval_set.
+        if model.state_.epoch_begin == model.n_steps_ and not self._is_unmeasured(history):
             value = history[self._column(history)][-1]
             if self._gain(value) > self.min_delta:
                 found |= {"best": value, "best_epoch": n_epochs, "waited": 0}

@@ -33,6 +33,9 @@ class Progress(Callback):
         self.bar: Any = None
         self.kind: type[Composed[Any]]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Progress:
+        return Progress(self.stream)  # which nothing can copy; scikit-learn's clone copies callbacks
+
     def before_training(self, model: Model, n_steps: int) -> None:
         """Show the bar."""
         from fastvae.training.algorithm import algorithm_class
