@@ -384,6 +384,23 @@ def test_early_stopping_begins_anew_after_a_session_without_it() -> None:
     assert model.history_["epoch"] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize(
+    "change", [{"monitor": "epoch", "mode": "min"}, {"mode": "max"}, {"monitor": "kl"}, {"restore_best": False}]
+)
+def test_early_stopping_begins_anew_when_it_looks_at_something_else(change: dict[str, Any]) -> None:
+    """From the parameters of the last epoch, not the best."""
+    first: dict[str, Any] = {"monitor": "step", "mode": "min", "patience": 1, "restore_best": True}
+    model = make_vae(callbacks=[EarlyStopping(**first)]).fit(make_rows())
+    assert model.history_["epoch"] == [1, 2]
+
+    model.set_params(n_epochs=4, callbacks=[EarlyStopping(**first | {"patience": 2} | change)]).resume(make_rows())
+
+    assert without_times(model.history_) == without_times(make_vae(n_epochs=4).fit(make_rows()).history_)
+    memory = model.state_.memory["EarlyStopping"]
+    assert memory["best_epoch"] >= 3
+    assert ("parameters" in memory) == change.get("restore_best", True)
+
+
 def test_early_stopping_counts_only_what_is_better_by_enough() -> None:
     def epochs(values: list[float | None], **settings: Any) -> int:
         measure = EpochMetrics(lambda model: {"value": values[model.state_.epochs_closed]})
@@ -489,6 +506,10 @@ def test_terminate_on_nan_ends_with_the_last_good_state_and_no_error(
         model.fit(make_rows())
 
     assert len(caught) == 1
+    rolled = make_vae(**settings, callbacks=[TerminateOnNaN(0.1, times=5)])
+    with pytest.warns(UserWarning, match="going on from step"):
+        rolled.fit(make_rows())
+    assert rolled.history_["epoch"] == [1, 2, 3, 4, 5]
     assert (model.n_steps_, model.history_.get("epoch", [])) == (5 * epochs, list(range(1, epochs + 1)))
     assert np.isfinite(model.score(make_rows()))
     assert VAE.load(tmp_path).n_steps_ == model.n_steps_

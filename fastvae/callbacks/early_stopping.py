@@ -58,10 +58,13 @@ class EarlyStopping(Callback):
         """Begin to count, or go on; say whether it had come to an end already."""
         if self.memory.get("restored_at") not in (None, model.n_steps_):
             self.memory.clear()  # a session without this went on from the best parameters
-        if not self.memory:
-            self.memory.update(epochs=model.state_.epochs_closed, best=None, best_epoch=0, waited=0, restored_at=None)
-        if self.memory["restored_at"] is not None:
+        if self.memory.get("restored_at") is not None:
             self._exchange(model, restored_at=None)
+        compared = [self.monitor, self.mode, self.restore_best]
+        if self.memory.get("compared") != compared:
+            epochs = model.state_.epochs_closed
+            self.memory.clear()  # what another one has found is no best to compare with, or to give back
+            self.memory.update(compared=compared, epochs=epochs, best=None, best_epoch=0, waited=0, restored_at=None)
         # Also an epoch that Ctrl-C cut from the look at it.
         self._look(model, model.history_)
         return bool(self.memory["waited"] >= self.patience)

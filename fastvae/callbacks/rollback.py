@@ -23,7 +23,7 @@ class Rollback(Callback):
 
     The steps gone back are made again, on the same minibatches. An epoch counts as good when the bound of the next
     minibatch is finite too, which takes the time of one more step. The state kept is as large as parameters, optimizer
-    state and what the algorithm carries besides, in memory and in every checkpoint.
+    state and what the algorithm carries besides, in memory and in every checkpoint. `partial_fit` never goes back.
 
     Parameters
     ----------
@@ -70,15 +70,21 @@ class Rollback(Callback):
 class TerminateOnNaN(Rollback):
     """End training when it diverges, with a warning and the state at the end of the last epoch, instead of an error.
 
-    What that state takes is said at `Rollback`, which has no turn beside this.
+    It takes the place of a `Rollback`, which says what that state costs.
+
+    Parameters
+    ----------
+    factor, times : float, int
+        As of `Rollback`; by default training ends at the first time.
     """
 
-    def __init__(self) -> None:
-        super().__init__(times=0)
+    def __init__(self, factor: float = 0.5, *, times: int = 0) -> None:
+        super().__init__(factor, times=times)
 
-    def after_divergence(self, model: Model, error: DivergenceError) -> Literal["end"]:
-        """Go back, and end."""
-        super().after_divergence(model, error)
+    def after_divergence(self, model: Model, error: DivergenceError) -> bool | Literal["end"]:
+        """Go back, and on or to the end."""
+        if super().after_divergence(model, error):
+            return True
         _warn(error, f"training ends, and the model is that of step {model.n_steps_}")
         return "end"
 
