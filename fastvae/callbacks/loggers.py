@@ -57,7 +57,7 @@ class _FileLogger(Callback):
         if list(history) != self.columns:
             self._replace(history)
             return
-        with self.path.open("a") as stream:
+        with self.path.open("a", encoding="utf-8") as stream:
             stream.write(self.text(history, self.n_rows))
         self.n_rows = len(history["epoch"])
 
