@@ -43,7 +43,7 @@ def fitted_dataset(model: Model, X: Any) -> Dataset:
 
 
 def wrapped(model: Model, X: Any) -> Dataset:
-    """Wrap data for a fitted model, whose factor applies to data of the kind that it was trained on; whatever values.
+    """Wrap data for a fitted model, with the factor of its training data if that applies to them; whatever values.
 
     Raises
     ------
@@ -57,7 +57,9 @@ def wrapped(model: Model, X: Any) -> Dataset:
     check_fitted(model)
     model._name_features(X, reset=False)
     dataset = _dataset(model, X, model.scale_)
-    if dataset is not X and dataset.is_integer != model.integer_data_:
+    # A factor of floats was given, not guessed: it holds for integers too, such as a batch that has no fractions.
+    of_all_kinds = not model.integer_data_ and model.scale_ != 1
+    if dataset is not X and dataset.is_integer != model.integer_data_ and not of_all_kinds:
         dataset = as_dataset(dataset.rows)
     if dataset.data_dim != model.n_features_in_:
         raise ValueError(

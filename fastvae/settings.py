@@ -13,7 +13,7 @@ import numpy as np
 
 from fastvae import backends
 from fastvae.arguments import choice, integer, non_negative, positive
-from fastvae.callbacks import Callback
+from fastvae.callbacks import Callback, EarlyStopping, Rollback
 from fastvae.errors import BackendError
 from fastvae.evaluation.elbo import POOL_DRAWS
 from fastvae.network import MAX_WIDTH, Network, check_init
@@ -279,17 +279,20 @@ def check_memory(model: Model, network: Network, optimizer: Optimizer, n_rows: i
     Raises
     ------
     MemoryError
-        Parameters, gradient, optimizer state, the engine's and a checkpoint's copy of them, what the algorithm carries
-        besides, one minibatch and the draws of evaluation need more than the machine's memory.
+        Parameters, gradient, optimizer state, the engine's, a checkpoint's and callbacks' copies of them, what the
+        algorithm carries besides, one minibatch and the draws of evaluation need more than the machine's memory.
     """
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
         return
     available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     size, itemsize = network.layout.size, dtype(model).itemsize
     rows = min(int(model.batch_size), n_rows) * int(model.n_draws)
+    state = size * (1 + optimizer.n_slots) + sum(map(prod, extra_shapes(model, network, optimizer, n_rows).values()))
+    kept = sum(state for each in model.callbacks or () if isinstance(each, Rollback))
+    kept += sum(size for each in model.callbacks or () if isinstance(each, EarlyStopping) and each.restore_best)
     needed = (
-        size * itemsize * ((3 + 2 * optimizer.n_slots) + (1 + optimizer.n_slots))
-        + itemsize * sum(map(prod, extra_shapes(model, network, optimizer, n_rows).values()))
+        itemsize * (state + size * (2 + optimizer.n_slots) + size * (1 + optimizer.n_slots))
+        + itemsize * 2 * kept  # the old copy goes when the new one is there
         + _NOISE_BYTES
         * max(POOL_DRAWS * network.latent_dim, *(layer.fan_in * layer.fan_out for layer in network.layout.layers))
         + _ACTIVATION_BYTES * rows * (sum(network.encoder_dims) + sum(network.decoder_dims))

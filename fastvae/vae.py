@@ -13,6 +13,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.validation import validate_data
 
 from fastvae import settings
+from fastvae.callbacks import Checkpoint
 from fastvae.checkpoint import write
 from fastvae.data import Dataset
 from fastvae.errors import CheckpointError
@@ -83,7 +84,7 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
     scale : float, optional
         The model sees ``X * scale``; by default 1/255 for uint8 with values above 1, else 1, also for other integers:
         give 1/255 if they are grey levels. Further data of the same kind (integers or floats) are seen with the factor
-        of the training data.
+        of the training data; a factor given for floats holds for integers too, one of integers not for floats.
     backend : str
         ``"auto"`` or a name of `fastvae.backends.NAMES`.
     precision : str
@@ -142,8 +143,9 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
         resume : path-like, optional
             A checkpoint, or a folder as `load` takes it, of a run with the same parameters and data: training goes on
             from its newest one that is whole, as the method `resume` does. Where there is none training starts afresh,
-            with a warning. So a script with ``callbacks=[Checkpoint("runs/x")]`` and ``resume="runs/x"`` can be started
-            again and again until the run is complete.
+            with a warning unless a `Checkpoint` is about to save there. So a script with
+            ``callbacks=[Checkpoint("runs/x")]`` and ``resume="runs/x"`` can be started again and again until the run
+            is complete.
 
         Returns
         -------
@@ -170,7 +172,8 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
             if resume is None:
                 fitting.fit(self, X, eval_set=eval_set)
             elif not fitting.take_up(self, X, resume, eval_set=eval_set, on_damaged=_warn_damaged):
-                warnings.warn(f"there is no checkpoint in {resume} to go on from: training starts afresh", stacklevel=2)
+                if not any(isinstance(c, Checkpoint) and c.folder == Path(resume) for c in self.callbacks or ()):
+                    warnings.warn(f"no checkpoint is in {resume} to go on from: training starts afresh", stacklevel=2)
                 fitting.fit(self, X, eval_set=eval_set)
         return self
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.base import clone
 
@@ -32,6 +33,7 @@ from fastvae.callbacks import (
     Progress,
     Rollback,
     TensorBoard,
+    TerminateOnNaN,
 )
 from fastvae.checkpoint import list_checkpoints
 from fastvae.errors import CheckpointError, DivergenceError
@@ -181,6 +183,11 @@ def test_the_named_schedules(schedule: Any, expected: list[float]) -> None:
     assert schedule.next_stop(7) is None
 
 
+def test_a_steep_sigmoid_is_a_step() -> None:
+    anneal = KLAnneal.sigmoid(10, 1e5)
+    assert [anneal.value(epoch, 0) for epoch in (0, 4, 5, 6, 10)] == [0, 0, 0.5, 1, 1]
+
+
 def test_a_model_with_callbacks_is_cloned_and_pickled(tmp_path: Path) -> None:
     controls = [
         LearningRateSchedule.cosine(3),
@@ -194,6 +201,7 @@ def test_a_model_with_callbacks_is_cloned_and_pickled(tmp_path: Path) -> None:
         Progress(),
     ]
     model = make_vae(callbacks=controls).fit(make_rows())
+    assert clone(make_vae(callbacks=[Progress(sys.stdout)])).callbacks[0].stream is sys.stdout
 
     comp = pickle.loads(pickle.dumps(model))
 
@@ -376,6 +384,23 @@ def test_early_stopping_begins_anew_after_a_session_without_it() -> None:
     assert model.history_["epoch"] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize(
+    "change", [{"monitor": "epoch", "mode": "min"}, {"mode": "max"}, {"monitor": "kl"}, {"restore_best": False}]
+)
+def test_early_stopping_begins_anew_when_it_looks_at_something_else(change: dict[str, Any]) -> None:
+    """From the parameters of the last epoch, not the best."""
+    first: dict[str, Any] = {"monitor": "step", "mode": "min", "patience": 1, "restore_best": True}
+    model = make_vae(callbacks=[EarlyStopping(**first)]).fit(make_rows())
+    assert model.history_["epoch"] == [1, 2]
+
+    model.set_params(n_epochs=4, callbacks=[EarlyStopping(**first | {"patience": 2} | change)]).resume(make_rows())
+
+    assert without_times(model.history_) == without_times(make_vae(n_epochs=4).fit(make_rows()).history_)
+    memory = model.state_.memory["EarlyStopping"]
+    assert memory["best_epoch"] >= 3
+    assert ("parameters" in memory) == change.get("restore_best", True)
+
+
 def test_early_stopping_counts_only_what_is_better_by_enough() -> None:
     def epochs(values: list[float | None], **settings: Any) -> int:
         measure = EpochMetrics(lambda model: {"value": values[model.state_.epochs_closed]})
@@ -395,6 +420,20 @@ def test_early_stopping_names_a_column_that_is_not_there() -> None:
         model.fit(make_rows())
     # The model is that of the epoch, and goes on.
     assert_same_run(model.set_params(callbacks=None).resume(make_rows()), make_vae().fit(make_rows()))
+
+
+def test_early_stopping_does_not_take_a_missing_eval_set_for_no_improvement() -> None:
+    def make() -> VAE:
+        return make_vae(n_epochs=9, callbacks=[EarlyStopping(patience=1)])
+
+    model = make().set_params(n_epochs=1).fit(make_rows(), eval_set=HELD_OUT).set_params(n_epochs=9)
+    with pytest.raises(ValueError, match="monitors elbo_test, which needs the eval_set: give it again"):
+        model.resume(make_rows())
+
+    model.resume(make_rows(), eval_set=HELD_OUT)
+
+    bounds, ref = model.history_["elbo_test"], make().fit(make_rows(), eval_set=HELD_OUT).history_["elbo_test"]
+    assert (bounds[1], bounds[2:]) == (None, ref[2:])
 
 
 def test_rollback_lowers_the_learning_rate_until_training_goes_on(compiled: str) -> None:
@@ -455,6 +494,30 @@ def test_rollback_gives_up_where_no_step_can_be_made_at_all() -> None:
         make_vae(init=1e30, callbacks=[Rollback()]).fit(make_rows())
 
 
+@pytest.mark.parametrize(("rate", "epochs"), [(30.0, 0), (3.0, 2)])
+def test_terminate_on_nan_ends_with_the_last_good_state_and_no_error(
+    compiled: str, tmp_path: Path, rate: float, epochs: int
+) -> None:
+    settings = DIVERGING | {"learning_rate": rate, "backend": compiled}
+    model = make_vae(**settings, callbacks=[TerminateOnNaN(), Checkpoint(tmp_path, every=5)])
+
+    message = f"diverged at step .* is not finite; training ends, and the model is that of step {5 * epochs}$"
+    with pytest.warns(UserWarning, match=message) as caught:
+        model.fit(make_rows())
+
+    assert len(caught) == 1
+    rolled = make_vae(**settings, callbacks=[TerminateOnNaN(0.1, times=5)])
+    with pytest.warns(UserWarning, match="going on from step"):
+        rolled.fit(make_rows())
+    assert rolled.history_["epoch"] == [1, 2, 3, 4, 5]
+    assert (model.n_steps_, model.history_.get("epoch", [])) == (5 * epochs, list(range(1, epochs + 1)))
+    assert np.isfinite(model.score(make_rows()))
+    assert VAE.load(tmp_path).n_steps_ == model.n_steps_
+    if epochs:
+        ref = make_vae(**settings | {"n_epochs": epochs}).fit(make_rows())
+        np.testing.assert_array_equal(model.params_, ref.params_)
+
+
 def read_events(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """The scalars of TensorBoard's event files: records of length, its checksum, bytes, their checksum."""
     from tensorboardX.proto.event_pb2 import Event
@@ -491,7 +554,7 @@ def test_loggers_have_the_whole_history_after_every_epoch_and_session(tmp_path: 
     # The next session has more columns, and is cut after an epoch that its successor makes again.
     model.save(tmp_path / "saved.safetensors")
     model.set_params(n_epochs=3, callbacks=loggers()).resume(make_rows(), eval_set=HELD_OUT)
-    metrics = EpochMetrics(lambda _: {"nothing": float("nan"), "text": "a"})
+    metrics = EpochMetrics(lambda _: {"nothing": float("nan"), "text": "a, b", "numpy": np.float32(0.5)})
     model = VAE.load(tmp_path / "saved.safetensors").set_params(n_epochs=4, callbacks=[*loggers(), metrics, Count()])
     model.resume(make_rows(), eval_set=HELD_OUT)
 
@@ -500,8 +563,8 @@ def test_loggers_have_the_whole_history_after_every_epoch_and_session(tmp_path: 
     rows = [dict(zip(history, row, strict=True)) for row in zip(*history.values(), strict=True)]
     with (tmp_path / "logs" / "history.csv").open() as stream:
         table = list(csv.DictReader(stream))
-    assert [[eval(text or "None", {"nan": None}) for text in row.values()] for row in table] == [
-        [None if value != value else value for value in row.values()] for row in rows
+    assert [list(row.values()) for row in table] == [
+        ["" if value is None else str(value) for value in row.values()] for row in rows
     ]
     assert list(table[0]) == list(history)
     lines = (tmp_path / "logs" / "history.jsonl").read_text().splitlines()
@@ -532,6 +595,13 @@ def test_tensorboard_without_its_package_names_the_mend(monkeypatch: pytest.Monk
         TensorBoard("events")
 
 
+def test_a_column_is_measured_by_one_callback_alone() -> None:
+    model = make_vae(callbacks=[EpochMetrics(lambda _: {"step": 1, "radius": 2.0})])
+    with pytest.raises(ValueError, match="EpochMetrics measures step, a column that is there"):
+        model.fit(make_rows())
+    assert_same_run(model.set_params(callbacks=None).resume(make_rows()), make_vae().fit(make_rows()))
+
+
 def test_progress_has_a_bar_on_a_terminal_alone() -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -557,12 +627,9 @@ def test_fit_with_resume_is_begun_goes_on_and_is_done_by_one_script(tmp_path: Pa
         return model.fit(make_rows(), eval_set=HELD_OUT, resume=tmp_path / "run")
 
     ref = make_vae().fit(make_rows(), eval_set=HELD_OUT)
-    with pytest.warns(UserWarning, match="training") as caught:
+    with pytest.warns(UserWarning, match="training was interrupted after step 7") as caught:
         script(StopAt(7))
-    assert [str(warning.message).split(":")[0] for warning in caught] == [
-        f"there is no checkpoint in {tmp_path / 'run'} to go on from",
-        "training was interrupted after step 7",
-    ]
+    assert len(caught) == 1
     newest = list_checkpoints(tmp_path / "run")[-1]
     content = bytearray(newest.read_bytes())
     content[-5] ^= 1
@@ -577,6 +644,22 @@ def test_fit_with_resume_is_begun_goes_on_and_is_done_by_one_script(tmp_path: Pa
             raise AssertionError("a step was made")
 
     assert_same_run(script(Never()), ref)
+
+
+def test_fit_with_resume_warns_of_a_fresh_start_that_will_not_be_found_either(tmp_path: Path) -> None:
+    for callbacks in (None, [Checkpoint(tmp_path / "run")]):
+        with pytest.warns(UserWarning, match="no checkpoint is in .*rum to go on from: training starts afresh"):
+            make_vae(callbacks=callbacks).fit(make_rows(), resume=tmp_path / "rum")
+
+
+def test_fit_with_resume_keeps_no_names_of_an_earlier_fit(tmp_path: Path) -> None:
+    ref = make_vae(callbacks=[Checkpoint(tmp_path)]).fit(make_rows())
+    comp = make_vae().fit(pd.DataFrame(make_rows(), columns=list("abcdefghijk")))
+
+    comp.fit(make_rows(), resume=tmp_path)
+
+    assert not hasattr(comp, "feature_names_in_")
+    np.testing.assert_array_equal(comp.transform(make_rows()), ref.transform(make_rows()))
 
 
 def test_fit_with_resume_refuses_what_is_another_run(tmp_path: Path) -> None:

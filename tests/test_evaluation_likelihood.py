@@ -51,7 +51,7 @@ def test_importance_sampling_is_that_of_the_loops(
     params, rows, n_draws = draw_params(NETWORK), make_rows(4), BLOCK_DRAWS + 6
     ref = []
     for row in rows:
-        x, first = [(row / 255).tolist()], zlib.crc32(row.tobytes())
+        x, first = [(row / 255).tolist()], zlib.crc32(np.float32(row / 255).tobytes())
         _, mu, logvar = naive.encoder_forward(NETWORK, params, x)
         log_weights = []
         for draw in range(n_draws):
@@ -102,7 +102,7 @@ def test_a_rows_value_does_not_depend_on_place_or_neighbours(
     assert_same(evaluate(rows, rows=5, draws=3, n_threads=2), ref.values)
     np.testing.assert_array_equal(evaluate(rows).values, ref.values)
     plan = plan_of(rows=8)
-    other = ESTIMATORS[estimator](plan, params, as_dataset(rows, scale=1 / 255), seed=5, **QUICK[estimator])
+    other = ESTIMATORS[estimator](plan, params, as_dataset(rows, scale=1 / 255), seed=6, **QUICK[estimator])
     assert (other.values != ref.values).all()
 
 

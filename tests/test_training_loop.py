@@ -303,11 +303,10 @@ def test_an_epoch_cut_before_its_row_is_closed_on_resume(make_plan: Callable[...
 
 
 class Log(Callback):
-    """Writes down what it is told; says at which epoch to stop, if any."""
+    """Writes down what it is told."""
 
-    def __init__(self, stop: int = 0) -> None:
+    def __init__(self) -> None:
         self.calls: list[Any] = []
-        self.stop = stop
 
     def before_training(self, model: Any, n_steps: int) -> None:
         self.calls.append(("before", n_steps))
@@ -321,9 +320,8 @@ class Log(Callback):
     def epoch_columns(self, model: Any, epoch: int) -> dict[str, Any]:
         return {"extra": epoch * 10}
 
-    def after_epoch(self, model: Any, epoch: int, history: dict[str, list[Any]]) -> bool:
+    def after_epoch(self, model: Any, epoch: int, history: dict[str, list[Any]]) -> None:
         self.calls.append(("epoch", epoch, history["extra"][-1]))
-        return epoch == self.stop
 
     def after_training(self, model: Any, error: BaseException | None) -> None:
         self.calls.append(("after", type(error).__name__))
@@ -348,12 +346,16 @@ def test_callbacks_are_called_in_order_and_told_the_error() -> None:
 
 
 def test_a_callback_ends_training_after_an_epoch_or_before_the_first_step() -> None:
+    class Enough(Callback):
+        def after_epoch(self, model: Any, epoch: int, history: dict[str, list[Any]]) -> bool:
+            return epoch == 2
+
     class Done(Callback):
         def before_training(self, model: Any, n_steps: int) -> bool:
             return True
 
     state, log = bare_state(), Log()
-    run(Recorder(), state, callbacks=[Log(stop=2), log])
+    run(Recorder(), state, callbacks=[Enough(), log])
     assert (state.step, log.calls[-3:]) == (8, [("epoch", 2, 20), ("steps", 8, 2), ("after", "NoneType")])
     run(Recorder(), state, callbacks=[Done(), log])
     assert (state.step, log.calls[-2:]) == (8, [("before", 12), ("after", "NoneType")])

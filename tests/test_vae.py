@@ -21,7 +21,7 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import get_tags
 
 from fastvae import VAE, Optimizer, backends, settings
-from fastvae.callbacks import Callback
+from fastvae.callbacks import Callback, EarlyStopping, Rollback
 from fastvae.checkpoint import Checkpoint, read, write
 from fastvae.data import load
 from fastvae.errors import BackendError, CheckpointError, DataError, DivergenceError
@@ -197,6 +197,12 @@ def test_integer_data_keep_the_factor_of_the_training_data() -> None:
     assert make_vae(scale=0.001).fit(rows).scale_ == 0.001
 
 
+def test_a_factor_given_for_floats_is_that_of_integers_too() -> None:
+    levels = make_rows() // 16
+    model = make_vae(scale=1 / 16).fit(levels / 1.0)
+    np.testing.assert_array_equal(model.transform(levels), model.transform(levels / 1.0))
+
+
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
@@ -259,11 +265,21 @@ def test_a_model_beyond_the_memory_is_refused_before_it_takes_any() -> None:
         make_vae(hidden_dims=(2**24, 2**24)).fit(make_rows())
 
 
-@pytest.mark.parametrize(("changes", "n_values"), [({"hidden_dims": (500, 500)}, 10), ({"latent_dim": 5000}, 0)])
+@pytest.mark.parametrize(
+    ("changes", "n_values"),
+    [
+        ({"hidden_dims": (500, 500)}, 10),
+        ({"latent_dim": 5000}, 0),
+        ({"hidden_dims": (500, 500), "callbacks": [Rollback(), EarlyStopping(restore_best=True)]}, 18),
+    ],
+)
 def test_memory_counts_copies_and_the_draws_of_evaluation(
     monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], n_values: int
 ) -> None:
-    """Adam: parameters, gradient, two slots, the engine's copies of the three, a checkpoint's; or 4096 draws of z."""
+    """Adam: parameters, gradient, two slots, the engine's copies of the three, a checkpoint's; or 4096 draws of z.
+
+    Rollback keeps the three and early stopping parameters, each twice while the new copy is made.
+    """
     model = make_vae(**changes)
     network, optimizer = settings.network(model, D), settings.optimizer(model)
     needed = n_values * 4 * network.layout.size or 4096 * 5000 * 4

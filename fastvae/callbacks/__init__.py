@@ -11,7 +11,7 @@ from fastvae.callbacks.checkpoint import Checkpoint
 from fastvae.callbacks.early_stopping import EarlyStopping
 from fastvae.callbacks.loggers import CSVLogger, JSONLogger, TensorBoard, history_csv
 from fastvae.callbacks.progress import Progress
-from fastvae.callbacks.rollback import Rollback
+from fastvae.callbacks.rollback import Rollback, TerminateOnNaN
 from fastvae.callbacks.schedules import KLAnneal, LearningRateSchedule
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Progress",
     "Rollback",
     "TensorBoard",
+    "TerminateOnNaN",
     "history_csv",
     "say",
 ]

@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 if TYPE_CHECKING:
     from fastvae.errors import DivergenceError
@@ -70,7 +70,10 @@ class Callback:
         """After some steps, about once a second, and after every epoch. `step` of them are done in all."""
 
     def epoch_columns(self, model: Model, epoch: int) -> Mapping[str, Any]:
-        """Return columns of the history for the epoch whose steps are done: plain JSON values by name."""
+        """Return columns of the history for the epoch whose steps are done: numbers or other plain JSON values by name.
+
+        They are none that the history has without this callback.
+        """
         return MappingProxyType({})
 
     def after_epoch(self, model: Model, epoch: int, history: History) -> bool | None:
@@ -85,8 +88,11 @@ class Callback:
             `history_`.
         """
 
-    def after_divergence(self, model: Model, error: DivergenceError) -> bool | None:
-        """When `fit` or `resume` met something that is not finite. True: the state was mended, training goes on."""
+    def after_divergence(self, model: Model, error: DivergenceError) -> bool | Literal["end"] | None:
+        """When `fit` or `resume` met something that is not finite.
+
+        True: the state was mended, training goes on. ``"end"``: it was, and training ends with it.
+        """
 
     def after_training(self, model: Model, error: BaseException | None) -> None:
         """After the last step, or when `error`, a KeyboardInterrupt for Ctrl-C, ends the session early."""

@@ -37,7 +37,7 @@ class EarlyStopping(Callback):
     Raises
     ------
     ValueError
-        From training, after its first epoch: the history has no such column.
+        From training, after its first epoch: the history has no such column, or `resume` lacks the `eval_set`.
     """
 
     def __init__(
@@ -58,16 +58,21 @@ class EarlyStopping(Callback):
         """Begin to count, or go on; say whether it had come to an end already."""
         if self.memory.get("restored_at") not in (None, model.n_steps_):
             self.memory.clear()  # a session without this went on from the best parameters
-        if not self.memory:
-            self.memory.update(epochs=model.state_.epochs_closed, best=None, best_epoch=0, waited=0, restored_at=None)
-        if self.memory["restored_at"] is not None:
+        if self.memory.get("restored_at") is not None:
             self._exchange(model, restored_at=None)
+        compared = [self.monitor, self.mode, self.restore_best]
+        if self.memory.get("compared") != compared:
+            epochs = model.state_.epochs_closed
+            self.memory.clear()  # what another one has found is no best to compare with, or to give back
+            self.memory.update(compared=compared, epochs=epochs, best=None, best_epoch=0, waited=0, restored_at=None)
         # Also an epoch that Ctrl-C cut from the look at it.
         self._look(model, model.history_)
         return bool(self.memory["waited"] >= self.patience)
 
     def after_epoch(self, model: Model, epoch: int, history: History) -> bool:
         """Compare."""
+        if self._is_unmeasured(history):
+            raise ValueError(f"EarlyStopping monitors {self._column(history)}, which needs the eval_set: give it again")
         self._look(model, history)
         is_over = bool(self.memory["waited"] >= self.patience)
         if is_over and model.verbose:
@@ -90,13 +95,17 @@ class EarlyStopping(Callback):
             )
         return found
 
+    def _is_unmeasured(self, history: History) -> bool:
+        return self.monitor is None and history[self._column(history)][-1] is None
+
     def _look(self, model: Model, history: History) -> None:
         """Take the epoch that has just ended into account; those before it, of sessions without this, are left out."""
         n_epochs = model.state_.epochs_closed
         if self.memory["epochs"] == n_epochs:
             return
         found: dict[str, Any] = {"epochs": n_epochs}
-        if model.state_.epoch_begin == model.n_steps_:  # else it was such a session's, and its parameters are gone
+        # Else it was such a session's, and its parameters are gone; or it lacked the eval_set.
+        if model.state_.epoch_begin == model.n_steps_ and not self._is_unmeasured(history):
             value = history[self._column(history)][-1]
             if self._gain(value) > self.min_delta:
                 found |= {"best": value, "best_epoch": n_epochs, "waited": 0}

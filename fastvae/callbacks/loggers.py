@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+from io import StringIO
 from math import isfinite
 from pathlib import Path
 from time import time_ns
@@ -20,9 +22,9 @@ __all__ = ["CSVLogger", "JSONLogger", "TensorBoard", "history_csv"]
 
 def history_csv(history: History, begin: int = 0) -> str:
     """Return the rows of a history from one on as CSV, the first with the names of the columns above it."""
-    lines = [] if begin else [",".join(history)]
-    lines += [",".join("" if value is None else repr(value) for value in row) for row in _rows(history, begin)]
-    return "".join(f"{line}\n" for line in lines)
+    stream = StringIO()
+    csv.writer(stream, lineterminator="\n").writerows([*([] if begin else [history]), *_rows(history, begin)])
+    return stream.getvalue()
 
 
 def _history_json(history: History, begin: int = 0) -> str:
@@ -55,7 +57,7 @@ class _FileLogger(Callback):
         if list(history) != self.columns:
             self._replace(history)
             return
-        with self.path.open("a") as stream:
+        with self.path.open("a", encoding="utf-8") as stream:
             stream.write(self.text(history, self.n_rows))
         self.n_rows = len(history["epoch"])
 

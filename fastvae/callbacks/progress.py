@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from copy import copy
 from typing import TYPE_CHECKING, Any, TextIO
 
 from fastvae.callbacks.base import Callback, History, lossy, say
@@ -32,6 +33,9 @@ class Progress(Callback):
         self.stream = stream
         self.bar: Any = None
         self.kind: type[Composed[Any]]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Progress:
+        return copy(self)  # scikit-learn's clone copies callbacks deeply, and nothing can copy a stream
 
     def before_training(self, model: Model, n_steps: int) -> None:
         """Show the bar."""

@@ -1,9 +1,9 @@
-"""Going on after a divergence."""
+"""What becomes of a run that diverges."""
 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from fastvae.arguments import integer, real
 from fastvae.callbacks.base import Callback, History
@@ -12,18 +12,18 @@ from fastvae.errors import DivergenceError, one_line
 if TYPE_CHECKING:
     from fastvae.model import Model
 
-__all__ = ["Rollback"]
+__all__ = ["Rollback", "TerminateOnNaN"]
 
 
 class Rollback(Callback):
     """Go back to the end of the last epoch, and on from there with a lower learning rate, when training diverges.
 
     Without it a DivergenceError ends training. It is raised too when that has happened too often, with the model back
-    in its last good state; so ``Rollback(times=0)`` ends training and keeps that state.
+    in its last good state, also by ``times=0``; `TerminateOnNaN` keeps that state without an error.
 
     The steps gone back are made again, on the same minibatches. An epoch counts as good when the bound of the next
     minibatch is finite too, which takes the time of one more step. The state kept is as large as parameters, optimizer
-    state and what the algorithm carries besides, in memory and in every checkpoint.
+    state and what the algorithm carries besides, in memory and in every checkpoint. `partial_fit` never goes back.
 
     Parameters
     ----------
@@ -52,19 +52,42 @@ class Rollback(Callback):
         """Keep the state: the loop has found it good."""
         self._keep(model)
 
-    def after_divergence(self, model: Model, error: DivergenceError) -> bool:
+    def after_divergence(self, model: Model, error: DivergenceError) -> bool | Literal["end"]:
         """Go back."""
         is_stuck = self.memory["step"] == model.n_steps_  # a lower rate would not change the step that failed
         model.state_.rewind(self.memory)
         if is_stuck or self.memory["times"] >= self.times:
             return False
         self.memory["times"] += 1
-        warnings.warn(
-            f"{one_line(error).split(';')[0]}; going on from step {model.n_steps_} with the learning rate times "
-            f"{self.factor ** self.memory['times']:g}",
-            stacklevel=2,
-        )
+        rate = f"the learning rate times {self.factor ** self.memory['times']:g}"
+        _warn(error, f"going on from step {model.n_steps_} with {rate}")
         return True
 
     def _keep(self, model: Model) -> None:
         self.memory.update(times=self.memory.get("times", 0), **model.state_.snapshot())
+
+
+class TerminateOnNaN(Rollback):
+    """End training when it diverges, with a warning and the state at the end of the last epoch, instead of an error.
+
+    It takes the place of a `Rollback`, which says what that state costs.
+
+    Parameters
+    ----------
+    factor, times : float, int
+        As of `Rollback`; by default training ends at the first time.
+    """
+
+    def __init__(self, factor: float = 0.5, *, times: int = 0) -> None:
+        super().__init__(factor, times=times)
+
+    def after_divergence(self, model: Model, error: DivergenceError) -> bool | Literal["end"]:
+        """Go back, and on or to the end."""
+        if super().after_divergence(model, error):
+            return True
+        _warn(error, f"training ends, and the model is that of step {model.n_steps_}")
+        return "end"
+
+
+def _warn(error: DivergenceError, outcome: str) -> None:
+    warnings.warn(f"{one_line(error).split(';')[0]}; {outcome}", stacklevel=3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from math import cos, exp, pi
+from math import cos, pi, tanh
 from typing import Self
 
 from fastvae.arguments import integer, positive, real
@@ -205,7 +205,7 @@ def _rise(done: int, *, length: int) -> float:
 
 
 def _sigmoid(done: int, *, length: int, steepness: float) -> float:
-    return 1 / (1 + exp(-steepness * (min(done / length, 1) - 0.5)))
+    return (1 + tanh(steepness * (min(done / length, 1) - 0.5) / 2)) / 2  # the same, and never overflows
 
 
 def _cycle(done: int, *, length: int, rising: float) -> float:

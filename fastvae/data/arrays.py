@@ -54,11 +54,19 @@ def dense_array(x: Any, name: str) -> Any:
             return x
         if hasattr(x, "__dlpack__") and not hasattr(x, "__array__"):
             return np.from_dlpack(x)
+        if hasattr(x, "iloc") and _has_nullable_numbers(x):  # NumPy makes objects of them
+            return x.to_numpy(np.float64, na_value=np.nan)
         return np.asarray(x)
     except DataError:
         raise
     except (TypeError, ValueError, RuntimeError, BufferError) as error:  # torch's say detach(), float() or to_dense()
         raise DataError(f"{name}: not an array of numbers with rows of equal length ({one_line(error)})") from error
+
+
+def _has_nullable_numbers(frame: Any) -> bool:
+    """Return whether pandas' columns are all numbers and some of them, as of Int64 or boolean, may have NA."""
+    dtypes = [*frame.dtypes] if frame.ndim == 2 else []
+    return all(dtype.kind in "biuf" for dtype in dtypes) and any(hasattr(dtype, "numpy_dtype") for dtype in dtypes)
 
 
 def _cupy_array(x: Any, name: str) -> Any:
@@ -127,7 +135,8 @@ def converted(array: Any, dtype: np.dtype[Any], name: str) -> Any:
 
         return cupy.ascontiguousarray(array, dtype)
     try:
-        return np.ascontiguousarray(array, dtype)
+        with np.errstate(over="ignore"):  # check_values names the value
+            return np.ascontiguousarray(array, dtype)
     except (TypeError, ValueError, OverflowError) as error:
         kind = DataTypeError if isinstance(error, TypeError) else DataError
         raise kind(

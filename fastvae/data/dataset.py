@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fastvae.arguments import positive
 from fastvae.data.arrays import check_shape, converted, dense_array, on_host, storage_dtype
 from fastvae.data.sparse import csr_rows, is_scipy_sparse
-from fastvae.errors import DataError
+from fastvae.errors import DataError, one_line
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array, csr_matrix
@@ -181,7 +181,10 @@ def as_dataset(
     if scale is not None:
         scale = positive("scale", scale)
     if hasattr(x, "sparse") and hasattr(x.sparse, "to_coo"):  # a frame of pandas with sparse columns alone
-        x = x.sparse.to_coo()
+        try:
+            x = x.sparse.to_coo()
+        except ValueError as error:
+            raise DataError(f"{name}: {one_line(error)}; give x.sparse.to_dense()") from error
     if is_scipy_sparse(x):
         source_dtype, rows = x.dtype, csr_rows(x, name)
     else:

@@ -82,9 +82,9 @@ def evaluate_bound(
     """Estimate the bound of each row by SGVB-B (equation 7): analytic KL, L draws of z for log p(x|z).
 
     All rows take their draws from one pool of `POOL_DRAWS`, each L consecutive ones from a place that a hash of its
-    stored values gives. So a row's value depends neither on its place nor on the rows beside it, and the error of the
-    mean still falls with the number of rows, which it would not if all rows took the same L draws: measured on
-    digits with L = 10, those left a standard deviation of 0.3 to 0.5 nats in the mean of 297 rows.
+    values gives, whatever they are stored as. So a row's value depends neither on its place nor on the rows beside it,
+    and the error of the mean still falls with the number of rows, which it would not if all rows took the same L draws:
+    measured on digits with L = 10, those left a standard deviation of 0.3 to 0.5 nats in the mean of 297 rows.
 
     Parameters
     ----------

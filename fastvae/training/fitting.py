@@ -88,10 +88,10 @@ def take_up(
     on_damaged: Callable[[Path, CheckpointError], None],
 ) -> bool:
     """Go on with the run of a checkpoint or folder; return whether there is one."""
+    settings.check(model)
     path = Path(path)
     if not path.exists() or (path.is_dir() and not list_checkpoints(checkpoint_folder(path))):
         return False
-    settings.check(model)
     with _kept_on_error(model):
         newest, _, found = read_model(path, on_damaged, Model)
         seed = model.random_state
@@ -99,6 +99,7 @@ def take_up(
             raise CheckpointError(
                 f"the run of {newest} began with random_state {found.seed_}, not {seed}; set it back or fit anew"
             )
+        vars(model).pop("feature_names_in_", None)  # of an earlier fit, where the run's data have no names
         vars(model).update({name: value for name, value in vars(found).items() if name.endswith("_")})
         algorithm, callbacks = _resumed(model, X, eval_set)
     _run_epochs(model, algorithm, callbacks)

@@ -28,9 +28,8 @@ class Gate:
 def gated_interrupts() -> Iterator[Gate]:
     """Let Ctrl-C through while the gate is open; hold it back until the block is left while it is not.
 
-    SIGTERM is treated alike where it has a handler.
-
-    So accounting, and what a step changes, are never cut in the middle.
+    So accounting, and what a step changes, are never cut in the middle. SIGTERM is treated alike where it
+    has a handler.
     """
     gate = Gate()
     if threading.current_thread() is not threading.main_thread():

@@ -202,12 +202,14 @@ def _end(run: Run, error: BaseException | None) -> None:
 
 @contextmanager
 def _mended(run: Run) -> Iterator[None]:
-    """Go on after a divergence when a callback has mended the state."""
+    """Go on, or end, after a divergence when a callback has mended the state."""
     try:
         yield
     except DivergenceError as error:
-        if not any([callback.after_divergence(run.model, error) for callback in run.callbacks]):
+        answers = [callback.after_divergence(run.model, error) for callback in run.callbacks]
+        if not any(answers):
             raise
+        run.stopped = "end" in answers
 
 
 def _advance(run: Run, *orders: Array) -> None:
@@ -276,7 +278,10 @@ def _close_epoch(run: Run, epoch: int) -> None:
         "samples_per_second": state.epoch_samples / max(state.epoch_seconds, 1e-9),
     }
     for callback in run.callbacks:
-        row.update(callback.epoch_columns(run.model, epoch))
+        columns = callback.epoch_columns(run.model, epoch)
+        if taken := row.keys() & columns.keys():
+            raise ValueError(f"{type(callback).__name__} measures {', '.join(sorted(taken))}, a column that is there")
+        row |= {name: value.item() if isinstance(value, np.generic) else value for name, value in columns.items()}
     state.close_epoch(row)
     run.stopped = any([callback.after_epoch(run.model, epoch, state.history) for callback in run.callbacks])
     _tell_steps(run)
