@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastvae import settings
-from fastvae.arguments import integer
+from fastvae.arguments import check_image_shape, integer
 from fastvae.kernels import Array
 from fastvae.model import Model
 from fastvae.model_data import fitted_dataset
@@ -262,13 +262,14 @@ def _axes(ax: Any) -> Any:
 
 def _image_shape(model: Model, given: tuple[int, int] | None) -> tuple[int, int]:
     settings.check_fitted(model)
-    shape = given or model.image_shape_
-    if shape is None or len(shape) != 2 or shape[0] * shape[1] != model.n_features_in_:
-        found = f"image_shape {given} does not fit" if given else "no image_shape is known for"
+    if given is not None:
+        return check_image_shape(given, model.n_features_in_)
+    if model.image_shape_ is None:
         raise ValueError(
-            f"{found} rows of {model.n_features_in_} columns; name (height, width) with image_shape if they are images"
+            f"no image_shape is known for rows of {model.n_features_in_} columns; name (height, width) with "
+            "image_shape if they are images"
         )
-    return shape
+    return model.image_shape_
 
 
 def _image(picture: Array, ax: Any) -> Any:

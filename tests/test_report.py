@@ -156,6 +156,7 @@ def test_a_page_stays_below_its_ceiling(tmp_path: Path) -> None:
     [
         ({"y": np.zeros(3)}, "y must have one label for each row of X"),
         ({"image_shape": (4, 4)}, r"image_shape \(4, 4\) does not fit rows of 30 columns"),
+        ({"image_shape": (-5, -6)}, "image_shape .* does not fit"),
     ],
 )
 def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:

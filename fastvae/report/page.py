@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastvae import settings
+from fastvae.arguments import check_image_shape
 from fastvae.files import replace_file
 from fastvae.model_data import fitted_dataset
 from fastvae.report.sections import final_figures, sections
@@ -70,8 +71,8 @@ def write(
     if labels is not None and (dataset is None or labels.shape != (dataset.n_rows,)):
         rows = "no rows" if dataset is None else f"{dataset.n_rows} rows"
         raise ValueError(f"y must have one label for each row of X, got shape {labels.shape} for {rows}")
-    if image_shape is not None and image_shape[0] * image_shape[1] != model.n_features_in_:
-        raise ValueError(f"image_shape {image_shape} does not fit rows of {model.n_features_in_} columns")
+    if image_shape is not None:
+        image_shape = check_image_shape(image_shape, model.n_features_in_)
     subject = Subject(
         model=model,
         title=title or path.stem,
