@@ -21,7 +21,7 @@ from command_line import COMMAND, QUICK, Result, assert_error
 from fastvae.checkpoint import list_checkpoints, read
 from fastvae.cli.commands import cli
 from fastvae.cli.examples import EXAMPLES
-from fastvae.cli.train import stored_options
+from fastvae.cli.run_options import stored_options
 from fastvae.model import Model
 
 # Variables that mean something else, by the documentation.

@@ -154,7 +154,7 @@ def test_a_page_stays_below_its_ceiling(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"y": np.zeros(3)}, "y must have one label for each row of X"),
+        ({"y": np.zeros(3)}, "y must have one label for each of the 40 rows of X"),
         ({"image_shape": (4, 4)}, r"image_shape \(4, 4\) does not fit rows of 30 columns"),
         ({"image_shape": (-5, -6)}, "image_shape .* does not fit"),
     ],
@@ -515,6 +515,8 @@ def test_plot_history(axes: Any) -> None:
     assert axes.get_ylabel() == "bound, nats per datapoint"
     with pytest.raises(ValueError, match="column must be one of epoch, step, elbo"):
         plot.history(model, "loss", ax=axes)
+    with pytest.raises(ValueError, match="no epoch of it is complete"):
+        plot.history(VAE.from_torch(model.parameters_), ax=axes)
 
 
 def test_plot_kl_per_dimension(axes: Any) -> None:
@@ -540,6 +542,20 @@ def test_plot_latent_scatter(axes: Any) -> None:
         plot.latent_scatter(model, x, labels[:3])
     with pytest.raises(ValueError, match="this model has 1"):
         plot.latent_scatter(fitted(1), x)
+
+
+@pytest.mark.parametrize("labels", [[None, "b", 3], [np.nan, 1.0, 1.0], [None, None, 2]])
+def test_labels_without_an_order_are_text(axes: Any, labels: list[Any], tmp_path: Path) -> None:
+    model, y = fitted(), np.array(labels * 4)
+
+    plot.latent_scatter(model, rows(12), y, ax=axes)
+
+    kinds = sorted(set(map(str, y)))
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == kinds
+    assert [len(cloud.get_offsets()) for cloud in axes.collections] == [list(map(str, y)).count(k) for k in kinds]
+    model.report(tmp_path / "run.html", rows(12), y)
+    page = (tmp_path / "run.html").read_text("utf-8")
+    assert re.findall("class=kind [^>]*>([^<]+)<", page) == kinds
 
 
 @pytest.mark.parametrize("kind", ["reconstructions", "samples", "manifold"])

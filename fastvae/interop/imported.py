@@ -110,7 +110,9 @@ def from_torch(
         for name, view in network.layout.views(flat).items():
             view[...] = parameters[name]
             if not np.isfinite(view).all():
-                raise LayoutError(f"{name} has values beyond {flat.dtype}, to which precision={model.precision!r} rounds")
+                raise LayoutError(
+                    f"{name} has values beyond {flat.dtype}, the weights of precision={model.precision!r}"
+                )
     begin(model, network, flat, n_rows=0)
     model.scale_, model.integer_data_ = (1.0, False) if scale is None else (float(scale), True)
     model.image_shape_ = None if image_shape is None else check_image_shape(image_shape, network.data_dim)
@@ -119,7 +121,7 @@ def from_torch(
 
 
 def _known_network(module: Any) -> Network | None:
-    """Return what a module of `to_torch` knows of itself, be it within others (`DataParallel`, `torch.compile`, ...)."""
+    """Return what a module of `to_torch` knows of itself, be it within others such as `DataParallel`."""
     modules = module.modules() if hasattr(module, "modules") else ()
     found = (getattr(each, "network", None) for each in modules)
     return next((network for network in found if isinstance(network, Network)), None)
