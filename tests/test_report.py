@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 import sys
@@ -96,6 +97,11 @@ def test_text_of_the_user_is_escaped(tmp_path: Path) -> None:
     assert "<script>alert" not in text
     assert "<b>a</b>" not in text
     assert "&lt;b&gt;a&lt;/b&gt;" in text
+
+
+def test_a_file_name_that_is_no_text_has_a_page(tmp_path: Path) -> None:
+    name = os.fsdecode(b"run \xff")
+    assert "<h1>run ?</h1>" in page_of(fitted(), tmp_path / f"{name}.html")
 
 
 def test_without_rows_a_page_says_so(tmp_path: Path) -> None:

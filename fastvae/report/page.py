@@ -131,4 +131,4 @@ def assemble(
 def write_page(path: Path, page: str) -> None:
     """Write a page, entirely or not at all."""
     with replace_file(path) as stream:
-        stream.write(page.encode())
+        stream.write(page.encode(errors="replace"))  # a path need not be text
