@@ -8,6 +8,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from fastvae.report import comparison_grid, encode_png, grid
 from fastvae.report import explorer as explorers
 from fastvae.report.charts import Series, line_chart
 from fastvae.report.comparison import ranking
+from fastvae.report.page import write_subject
 from fastvae.report.subject import Subject
 
 SHAPE = (6, 5)
@@ -84,7 +86,7 @@ def test_the_headline_is_the_bound_with_its_standard_error(tmp_path: Path) -> No
     text = page_of(model, tmp_path / "run.html", image_shape=SHAPE)
 
     bound = model.evaluate(rows(40, seed=3)).summary()
-    expected = f"<b>{bound['elbo']:,.2f} ± {bound['elbo_standard_error']:,.2f}</b>".replace("-", "−")
+    expected = f"<b>{bound['elbo']:,.2f} ±\u00a0{bound['elbo_standard_error']:,.2f}</b>".replace("-", "−")
     assert expected in text
     assert f"{bound['active_units']} of 2" in text
 
@@ -181,6 +183,12 @@ def test_lines_are_where_the_values_are() -> None:
     top = 10 + 194 * 0.08 / 2.16
     assert path == f"M52.0 {204 - top + 10:.1f}h0M388.0 {top:.1f}h0"
     assert "test from −4.00 to −2.00" in text
+
+
+@pytest.mark.parametrize(("epochs", "ticks"), [([1], ["1"]), ([1, 2], ["1", "2"]), ([0, 0.5, 1], ["0.0", "0.2"])])
+def test_epochs_are_counted_in_whole_numbers(epochs: list[float], ticks: list[str]) -> None:
+    text = line_chart("Bound", [Series("test", epochs, [0.0] * len(epochs), "s0")], x_label="epoch", unit="nats")
+    assert re.findall("text-anchor=middle>([^<]*)<", text)[:2] == ticks
 
 
 def test_pngs_are_grey_and_see_through_where_there_is_nothing() -> None:
@@ -454,6 +462,15 @@ def test_a_page_fits_a_phone_and_both_themes(driver: Any, run_folder: Path, tmp_
     from fastvae.report.comparison import write_comparison
 
     write_comparison(pages[1], [subject(fitted(scatter=s), f"a run with a long name {s}") for s in (0.0, 1.0, 2.0)])
+    large = subject(fitted(), "large")
+    assert large.bound is not None
+    large.bound = replace(large.bound, elbo=-1e6 - 1e5 * np.arange(large.bound.n_rows))
+    write_subject(tmp_path / "large.html", large)
+    for size in ((1280, 900), (390, 844)):
+        open_page(driver, tmp_path / "large.html", size=size)
+        assert len(driver.find_element(By.CSS_SELECTOR, ".stat b").text) > 24
+        script = "return [...document.querySelectorAll('.stat b')].every((b) => b.scrollWidth <= b.clientWidth)"
+        assert driver.execute_script(script), "a figure reaches into the next"
     for page in pages:
         open_page(driver, page, size=(390, 844), scheme="dark")
         assert driver.execute_script("return document.documentElement.scrollWidth") <= 390, page

@@ -30,8 +30,8 @@ _LONG = 20
 
 
 def number(value: float, digits: int = 2) -> str:
-    """Write a number with a true minus sign."""
-    return f"{value:,.{digits}f}".replace("-", "−")
+    """Write a number with a true minus sign; one of a diverged model in powers of ten."""
+    return (f"{value:,.{digits}f}" if abs(value) < 1e9 else f"{value:.3e}").replace("-", "−")
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,7 @@ def line_chart(
     xs = [x for line in points for x, _ in line]
     (low, high), is_cut = (y_range, False) if y_range else _range(points)
     frame = Frame(_widened(min(xs), max(xs)), _widened(low, high, 0.04))
+    is_whole = all(float(x).is_integer() for x in xs)  # epochs, columns
     lines = "".join(_line(each, frame) for each in series)
     cursor = "<line class=cursor></line>" + "".join(f"<circle class='dot {s.style}' r=3.5></circle>" for s in series)
     known = [{"name": s.name, "x": list(s.x), "y": [_json(y) for y in s.y]} for s in series]
@@ -127,7 +128,7 @@ def line_chart(
         f"</figcaption><svg viewBox='0 0 {frame.width:g} {frame.height:g}' role=img tabindex=0 "
         f"aria-label='{escape(f'{title}, {unit}, by {x_label}: {said}.')}' "
         f"{frame.data(series=known, xLabel=x_label, digits=digits)}>"
-        f"{frame_svg(frame, x_label=x_label, is_whole=digits == 0)}"
+        f"{frame_svg(frame, x_label=x_label, x_is_whole=is_whole, y_is_whole=digits == 0)}"
         f"<svg class=plane {_clip(frame)}>{lines}</svg>{cursor}</svg><output class=tip></output></figure>"
     )
 
@@ -187,17 +188,18 @@ def frame_svg(
     x_label: str,
     y_label: str | None = None,
     x_ticks: Sequence[tuple[float, str]] | None = None,
-    is_whole: bool = False,
+    x_is_whole: bool = False,
+    y_is_whole: bool = False,
 ) -> str:
-    """Draw the axes: grid lines, ticks with their values (whole numbers where y `is_whole`), labels."""
+    """Draw the axes: grid lines, ticks with their values (whole numbers where the axis is so), labels."""
     left, top, width, height = frame.box
     bottom = top + height
     parts = []
-    for value, text in _ticks(*frame.y, height / 34, least=1 if is_whole else 0):
+    for value, text in _ticks(*frame.y, height / 34, least=1 if y_is_whole else 0):
         y = frame.place_y(value)
         parts.append(f"<line class=grid x1={left:g} x2={left + width:g} y1={y:.1f} y2={y:.1f}></line>")
         parts.append(f"<text class=tick x={left - 7:g} y={y:.1f} dy=.35em text-anchor=end>{text}</text>")
-    for value, text in _ticks(*frame.x, width / 60) if x_ticks is None else x_ticks:
+    for value, text in _ticks(*frame.x, width / 60, least=1 if x_is_whole else 0) if x_ticks is None else x_ticks:
         x = frame.place_x(value)
         parts.append(f"<line class=mark x1={x:.1f} x2={x:.1f} y1={bottom:g} y2={bottom + 4:g}></line>")
         parts.append(f"<text class=tick x={x:.1f} y={bottom + 15:g} text-anchor=middle>{escape(text)}</text>")

@@ -62,7 +62,7 @@ def final_figures(subject: Subject) -> list[tuple[str, str, str]]:
     if subject.bound is not None:
         found = subject.bound.summary()
         error = found["elbo_standard_error"]
-        spread = "" if error is None else f" ± {number(error)}"
+        spread = "" if error is None else f" ±\u00a0{number(error)}"
         figures.append(
             (
                 f"{number(found['elbo'])}{spread}",
