@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from run_page import blocks
 
 
 def run_page(pytestconfig: pytest.Config, name: str) -> dict[str, Any]:
     """Run the Python of a page from top to bottom, and return its names."""
-    text = (pytestconfig.rootpath / "docs" / "guide" / name).read_text()
     names: dict[str, Any] = {"__name__": "page"}
-    for block in re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
-        exec(compile(block, name, "exec"), names)
+    for block in blocks(pytestconfig.rootpath / "docs" / "guide" / name):
+        if block.kind == "python":
+            exec(compile(block.code, name, "exec"), names)
     return names
 
 
