@@ -504,6 +504,19 @@ def test_a_missing_library_is_one_line(
         call(make_vae())
 
 
+def test_a_graph_that_no_onnx_file_holds_is_refused(
+    make_vae: Callable[..., VAE], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnx")
+    from fastvae.interop import onnx_graphs
+
+    vae = make_vae(decoder_hidden=(100,))  # 64-60-40-8, of 28 kB, and 8-100-64, of 29 kB
+    monkeypatch.setattr(onnx_graphs, "_MAX_BYTES", 29_000)
+    with pytest.raises(ValueError, match=r"the decoder has 0.0 GB, and an ONNX file holds 2.1; export it as safetensors"):
+        vae.to_onnx(tmp_path / "graphs")
+    assert not (tmp_path / "graphs").exists()
+
+
 def test_nothing_is_imported_before_it_is_asked_for() -> None:
     code = "import sys, fastvae.vae; print([name for name in ('torch', 'onnx', 'jax', 'flax') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, timeout=60)

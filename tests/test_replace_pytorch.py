@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from run_page import blocks
 
 
@@ -67,6 +68,15 @@ def test_the_measurement_trains_everybody_to_the_same_bound() -> None:
         fastvae = rows[-1][clock]
         assert fastvae["times_fastvae"] == 1
         assert rows[0][clock]["times_fastvae"] == pytest.approx(rows[0][clock]["p50"] / fastvae["p50"])
+
+
+def test_a_result_that_could_not_be_written_is_refused_before_the_measurement(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from fastvae.bench.replace_pytorch import main
+
+    result = CliRunner().invoke(main, ["--out", str(tmp_path / "none" / "result.json")])
+    assert result.exit_code == 2
+    assert "does not exist; make it or choose another" in result.output
 
 
 def test_the_figures_of_the_page_are_those_of_the_result(pytestconfig: pytest.Config) -> None:

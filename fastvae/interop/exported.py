@@ -148,6 +148,8 @@ def to_onnx(model: Model, folder: str | os.PathLike[str]) -> tuple[Path, Path]:
     ------
     OSError
         The folder cannot be made, is full or not writable.
+    ValueError
+        A graph would be larger than ONNX allows, or the model has no recognition model.
     ImportError
         onnx is not installed.
     """
@@ -156,11 +158,11 @@ def to_onnx(model: Model, folder: str | os.PathLike[str]) -> tuple[Path, Path]:
         from fastvae.interop.onnx_graphs import decoder_graph, encoder_graph
     except ImportError as error:
         raise ImportError("to_onnx needs onnx: pip install 'fastvae[onnx]'") from error
+    contents = [build(model.network_, parameters, _metadata(model)) for build in (encoder_graph, decoder_graph)]
     folder = Path(folder)
     make_folder(folder)
     paths = folder / "encoder.onnx", folder / "decoder.onnx"
-    for path, build in zip(paths, (encoder_graph, decoder_graph), strict=True):
-        content = build(model.network_, parameters, _metadata(model))
+    for path, content in zip(paths, contents, strict=True):
         with replace_file(path) as stream:
             stream.write(content)
     return paths
