@@ -512,7 +512,7 @@ def test_a_graph_that_no_onnx_file_holds_is_refused(
 
     vae = make_vae(decoder_hidden=(100,))  # 64-60-40-8, of 28 kB, and 8-100-64, of 29 kB
     monkeypatch.setattr(onnx_graphs, "_MAX_BYTES", 29_000)
-    with pytest.raises(ValueError, match=r"the decoder has 0.0 GB, and an ONNX file holds 2.1; export it as safetensors"):
+    with pytest.raises(ValueError, match=r"the decoder has 0.0 GB, and an ONNX file holds 2.1; take safetensors"):
         vae.to_onnx(tmp_path / "graphs")
     assert not (tmp_path / "graphs").exists()
 

@@ -60,7 +60,7 @@ class _Graph:
 
         n_bytes = sum(4 * math.prod(constant.dims) for constant in self.constants.values())
         if n_bytes > _MAX_BYTES:
-            raise ValueError(f"the {name} has {n_bytes / 1e9:.1f} GB, and an ONNX file holds 2.1; export it as safetensors")
+            raise ValueError(f"the {name} has {n_bytes / 1e9:.1f} GB, and an ONNX file holds 2.1; take safetensors")
         graph = helper.make_graph(self.nodes, name, values(inputs), values(outputs), [*self.constants.values()])
         opset = helper.make_opsetid("", _OPSET)
         model = helper.make_model(graph, opset_imports=[opset], ir_version=_FORMAT, producer_name="fastvae")
