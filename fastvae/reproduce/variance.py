@@ -51,7 +51,7 @@ def variances(
     split = load_split(experiment, machine)
     data = split.train
     model = new_model(experiment, split, machine, step_size=STEP_SIZE, n_samples=data.n_rows)
-    model.network_ = network(model, data.data_dim)
+    model.network_, model.n_samples_seen_ = network(model, data.data_dim), data.n_rows
     plan = training_plan(model)
     x = np.empty((N_ROWS, data.data_dim), np.float32)
     first = np.arange(N_ROWS, dtype=np.int64)
