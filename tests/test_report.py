@@ -221,7 +221,7 @@ def test_only_a_lead_beyond_its_errors_is_marked() -> None:
     assert best == 1
     difference = good.evaluate(rows(40, seed=3)).elbo - bad.evaluate(rows(40, seed=3)).elbo
     error = difference.std(ddof=1) / 40**0.5
-    assert behind == [f"{difference.mean():,.2f} ± {error:,.2f}", ""]
+    assert behind == [f"{difference.mean():,.2f} ±\u00a0{error:,.2f}", ""]
     assert "row by row" in told
 
     best, _, told = ranking([subject(good, "good"), subject(same, "same"), subject(bad, "bad")])

@@ -93,7 +93,9 @@ for name in backends.NAMES:
         print({{each["status"] for each in check_estimator(VAE(**{GAUSSIAN!r}, backend=name), on_skip=None)}})
 """
     environment = os.environ | {"SCIPY_ARRAY_API": "1"}
-    done = subprocess.run([sys.executable, "-P", "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script], env=environment, capture_output=True, text=True, timeout=60
+    )
     assert (set(done.stdout.splitlines()), done.returncode) == ({"{'passed'}"}, 0), done.stderr
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "line_chart",
     "number",
     "scatter_svg",
+    "with_error",
 ]
 
 # More values than a chart has pixels are thinned out.
@@ -32,6 +33,11 @@ _LONG = 20
 def number(value: float, digits: int = 2) -> str:
     """Write a number with a true minus sign; one of a diverged model in powers of ten."""
     return (f"{value:,.{digits}f}" if abs(value) < 1e9 else f"{value:.3e}").replace("-", "−")
+
+
+def with_error(value: float, error: float | None) -> str:
+    """Write a number with its standard error, where that is known; a line may break between the two."""
+    return number(value) if error is None else f"{number(value)} ±\u00a0{number(error)}"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastvae.kernels import Array
 from fastvae.report import explorer as explorers
-from fastvae.report.charts import Series, bar_chart, line_chart, number, scatter_svg
+from fastvae.report.charts import Series, bar_chart, line_chart, number, scatter_svg, with_error
 from fastvae.report.explorer import Start, data_uri, latent_frame
 from fastvae.report.pictures import comparison_grid, grid
 from fastvae.report.subject import Subject, shown_dimensions
@@ -61,11 +61,9 @@ def final_figures(subject: Subject) -> list[tuple[str, str, str]]:
     state, history, figures = subject.model.state_, subject.model.history_, []
     if subject.bound is not None:
         found = subject.bound.summary()
-        error = found["elbo_standard_error"]
-        spread = "" if error is None else f" ±\u00a0{number(error)}"
         figures.append(
             (
-                f"{number(found['elbo'])}{spread}",
+                with_error(found["elbo"], found["elbo_standard_error"]),
                 "nats per datapoint",
                 f"{subject.split} bound (ELBO) of {found['n_rows']:,} rows, {found['n_draws']} draws of z each; "
                 "± is the standard error over rows",
