@@ -178,11 +178,14 @@ def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str, tmp
 def test_lines_are_where_the_values_are() -> None:
     text = line_chart("Bound", [Series("test", [0, 5, 10], [-4.0, None, -2.0], "s0")], x_label="epoch", unit="nats")
 
-    (path,) = re.findall(r"<path class='line s0' d='([^']*)'", text)
+    (path,) = re.findall(r"<path class='line s0 points' d='([^']*)'", text)  # alone, and so larger
     # The frame is 400 by 240 with margins 52, 12, 10, 36, and the range of y is widened by 4 % on both sides.
     top = 10 + 194 * 0.08 / 2.16
     assert path == f"M52.0 {204 - top + 10:.1f}h0M388.0 {top:.1f}h0"
     assert "test from −4.00 to −2.00" in text
+    assert "<path class='line s0' d='M" in line_chart(
+        "Bound", [Series("test", [0, 1], [-4.0, -2.0], "s0")], x_label="epoch", unit="nats"
+    )
 
 
 @pytest.mark.parametrize(("epochs", "ticks"), [([1], ["1"]), ([1, 2], ["1", "2"]), ([0, 0.5, 1], ["0.0", "0.2"])])

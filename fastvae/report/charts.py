@@ -239,7 +239,8 @@ def _line(series: Series, frame: Frame) -> str:
         elif pieces[-1]:
             pieces.append([])
     path = "".join("M" + "L".join(piece) + ("h0" if len(piece) == 1 else "") for piece in pieces if piece)
-    return f"<path class='line {series.style}' d='{path}'></path>"
+    points = " points" if all(len(piece) < 2 for piece in pieces) else ""  # such as the only epoch
+    return f"<path class='line {series.style}{points}' d='{path}'></path>"
 
 
 def _range(points: Sequence[Sequence[tuple[float, float]]]) -> tuple[tuple[float, float], bool]:
