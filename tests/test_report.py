@@ -188,6 +188,19 @@ def test_lines_are_where_the_values_are() -> None:
     )
 
 
+def test_values_that_are_not_finite_are_not_drawn(tmp_path: Path) -> None:
+    model = fitted()
+    model.history_["elbo_test"] = [-np.inf] * 3
+    model.history_["kl"] = model.history_["kl_test"] = [np.nan] * 3
+
+    text = page_of(model, tmp_path / "run.html")
+
+    assert "Bound (ELBO)" in text
+    assert "KL divergence of q(z|x)</b>" not in text
+    (curves,) = re.findall("<section id=curves>(.*?)</section>", text, re.DOTALL)
+    assert not re.search(r"\b(NaN|nan|inf|Infinity)\b", curves)
+
+
 @pytest.mark.parametrize(("epochs", "ticks"), [([1], ["1"]), ([1, 2], ["1", "2"]), ([0, 0.5, 1], ["0.0", "0.2"])])
 def test_epochs_are_counted_in_whole_numbers(epochs: list[float], ticks: list[str]) -> None:
     text = line_chart("Bound", [Series("test", epochs, [0.0] * len(epochs), "s0")], x_label="epoch", unit="nats")

@@ -18,6 +18,7 @@ __all__ = [
     "Series",
     "bar_chart",
     "frame_svg",
+    "is_number",
     "line_chart",
     "number",
     "scatter_svg",
@@ -113,7 +114,7 @@ def line_chart(
     """
     series = [_thinned(each) for each in series]
     points: list[list[tuple[float, float]]] = [
-        [(x, y) for x, y in zip(s.x, s.y, strict=True) if _is_number(y)] for s in series
+        [(x, y) for x, y in zip(s.x, s.y, strict=True) if is_number(y)] for s in series
     ]
     xs = [x for line in points for x, _ in line]
     (low, high), is_cut = (y_range, False) if y_range else _range(points)
@@ -234,7 +235,7 @@ def _clip(frame: Frame) -> str:
 def _line(series: Series, frame: Frame) -> str:
     pieces: list[list[str]] = [[]]
     for x, y in zip(series.x, series.y, strict=True):
-        if _is_number(y):
+        if is_number(y):
             pieces[-1].append(f"{frame.place_x(x):.1f} {frame.place_y(y):.1f}")
         elif pieces[-1]:
             pieces.append([])
@@ -272,7 +273,8 @@ def _ticks(low: float, high: float, wanted: float, least: float = 0) -> list[tup
     return [(value, number(value + 0.0, digits)) for value in values]
 
 
-def _is_number(value: float | None) -> TypeGuard[float]:
+def is_number(value: float | None) -> TypeGuard[float]:
+    """Whether a value of the history can be drawn."""
     return value is not None and math.isfinite(value)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fastvae.evaluation import compare
-from fastvae.report.charts import Series, line_chart, number, with_error
+from fastvae.report.charts import Series, is_number, line_chart, number, with_error
 from fastvae.report.page import assemble, write_page
 from fastvae.report.sections import CURVES, unit_range
 from fastvae.report.subject import Subject
@@ -131,7 +131,7 @@ def _curves(subjects: Sequence[Subject]) -> str:
 
 
 def _has(subject: Subject, column: str) -> bool:
-    return any(value is not None for value in subject.model.history_.get(column, ()))
+    return any(map(is_number, subject.model.history_.get(column, ())))
 
 
 def _series(place: int, subject: Subject, column: str, x: list[float]) -> Series:
