@@ -14,6 +14,7 @@ from fastvae.arguments import check_image_shape, integer
 from fastvae.kernels import Array
 from fastvae.model import Model
 from fastvae.model_data import fitted_dataset
+from fastvae.optional import require
 from fastvae.report import comparison_grid, grid
 from fastvae.report.subject import as_labels, shown_dimensions
 
@@ -248,25 +249,13 @@ def latent_scatter(
     return ax
 
 
-def require_matplotlib(backend: str | None = None) -> None:
-    """Raise ImportError unless matplotlib is there; choose its backend, if one is named."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install 'fastvae[plot]'") from error
-    if backend is not None:
-        matplotlib.use(backend)
-
-
 def _kl(model: Model, X: Any) -> Array | None:
     return model.evaluate(X).kl_per_dimension if settings.has_bound(model) else None
 
 
 def _axes(ax: Any) -> Any:
     """Return the Axes to draw on."""
-    require_matplotlib()
-    import matplotlib.pyplot as plt
-
+    plt = require("matplotlib.pyplot", extra="plot", for_what="a plot")
     return plt.figure(layout="constrained").add_subplot() if ax is None else ax
 
 

@@ -491,7 +491,7 @@ def test_models_without_a_recognition_model_are_refused(rows: Array, tmp_path: P
 @pytest.mark.parametrize(
     ("module", "call", "text"),
     [
-        ("torch", lambda vae: vae.to_torch(), r"needs PyTorch: pip install 'fastvae\[torch\]'"),
+        ("torch", lambda vae: vae.to_torch(), r"needs torch: pip install 'fastvae\[torch\]'"),
         ("onnx", lambda vae: vae.to_onnx("x"), r"needs onnx: pip install 'fastvae\[onnx\]'"),
     ],
 )

@@ -618,5 +618,5 @@ def test_plots_without_matplotlib_name_the_mend(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
 
-    with pytest.raises(ImportError, match=r"plots need matplotlib: pip install 'fastvae\[plot\]'"):
+    with pytest.raises(ImportError, match=r"a plot needs matplotlib: pip install 'fastvae\[plot\]'"):
         plot.history(fitted())
