@@ -7,7 +7,7 @@ from typing import Any
 
 from fastvae.bench.tables import Section
 
-__all__ = ["plots", "require_matplotlib"]
+__all__ = ["plots"]
 
 # Stands for the page's text colour until the SVG is written, and becomes currentColor.
 _INK = "#010203"
@@ -15,15 +15,6 @@ _OURS, _PEERS = "#e4572e", {"torch": "#4c8bf5", "jax": "#2aa198"}
 _MARKERS = "osD^vP*X"
 # Narrow, so that the text stays readable where the page is as narrow as a phone.
 _WIDTH = 4.4
-
-
-def require_matplotlib() -> None:
-    """Raise ImportError unless matplotlib is there."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install 'fastvae[plot]'") from error
-    matplotlib.use("svg")
 
 
 def plots(section: Section) -> list[str]:

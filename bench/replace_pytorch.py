@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fastvae import VAE, backends
 from fastvae.bench.measure import machine
+from fastvae.cli.rows import out_option
 from fastvae.data import load
 from fastvae.errors import DataError
 from fastvae.kernels import Array
@@ -169,7 +170,7 @@ def measure(
 @click.option("--epochs", type=click.IntRange(1), default=1, show_default=True, help="Epochs of a turn.")
 @click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="Turns that count.")
 @click.option("--threads", type=click.IntRange(1), default=backends.default_threads(), help="Of everybody.")
-@click.option("--out", type=click.Path(path_type=Path), help="JSON file to write.")
+@out_option(".json", default=None)
 def main(epochs: int, rounds: int, threads: int, out: Path | None) -> None:
     """Measure how much sooner PyTorch's module is trained by fastvae."""
     try:

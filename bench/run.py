@@ -12,10 +12,10 @@ from fastvae import backends
 from fastvae.bench.cases import CASES
 from fastvae.bench.contestants import Contestant, everybody
 from fastvae.bench.measure import machine, measure
-from fastvae.bench.plots import require_matplotlib
 from fastvae.bench.sweeps import AXES, sweep
 from fastvae.bench.time_to_elbo import time_to_elbo
 from fastvae.errors import DataError, one_line
+from fastvae.optional import require
 
 __all__ = ["read", "run"]
 
@@ -71,7 +71,7 @@ def run(
         matplotlib is needed and missing.
     """
     if with_page:
-        require_matplotlib()
+        require("matplotlib", extra="plot", for_what="a plot").use("svg")
     case_names, axis_names = _names("case", cases, CASES), _names("sweep", axes, AXES)
     known = everybody()
     chosen = _chosen(known, engines)

@@ -1,15 +1,16 @@
-"""Checks of scalar arguments: each returns a plain Python value, or raises one clear ValueError."""
+"""Checks of arguments: each returns a plain Python value, or raises one clear ValueError."""
 
 from __future__ import annotations
 
 import contextlib
 import math
+import operator
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-__all__ = ["choice", "integer", "non_negative", "positive", "real"]
+__all__ = ["check_image_shape", "choice", "integer", "non_negative", "positive", "real"]
 
 
 def integer(name: str, value: Any, *, low: int, high: int = 2**31 - 1) -> int:
@@ -48,3 +49,14 @@ def choice(name: str, value: Any, known: Iterable[str]) -> str:
     if not isinstance(value, str) or value not in known:
         raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
     return value
+
+
+def check_image_shape(value: Any, n_columns: int) -> tuple[int, int]:
+    """Return the (height, width) of rows that are images."""
+    try:
+        height, width = (operator.index(length) for length in value)
+    except (TypeError, ValueError):
+        height = width = 0
+    if height < 1 or height * width != n_columns:
+        raise ValueError(f"image_shape {value} does not fit rows of {n_columns} columns: it is (height, width)")
+    return height, width

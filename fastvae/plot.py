@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from fastvae import settings
-from fastvae.arguments import integer
+from fastvae.arguments import check_image_shape, integer
 from fastvae.kernels import Array
 from fastvae.model import Model
 from fastvae.model_data import fitted_dataset
+from fastvae.optional import require
 from fastvae.report import comparison_grid, grid
-from fastvae.report.subject import shown_dimensions
+from fastvae.report.subject import as_labels, shown_dimensions
 
 __all__ = ["history", "kl_per_dimension", "latent_scatter", "manifold", "reconstructions", "samples"]
 
@@ -48,10 +49,12 @@ def history(model: Model, column: str = "elbo", *, ax: Any = None) -> Any:
     NotFittedError
         The model is not fitted.
     ValueError
-        The history has no such column.
+        The history has no such column, or no epoch is complete.
     """
     settings.check_fitted(model)
     known = model.history_
+    if not known:
+        raise ValueError("the model has no history to draw: no epoch of it is complete")
     if column not in known:
         raise ValueError(f"column must be one of {', '.join(known)}, got {column!r}")
     ax = _axes(ax)
@@ -229,17 +232,16 @@ def latent_scatter(
     latent_dim = codes.shape[1]
     if latent_dim < 2:
         raise ValueError("a scatter is drawn of 2 latent dimensions, this model has 1")
-    if y is not None and np.shape(y) != (len(codes),):
-        raise ValueError(f"y must have one label for each of the {len(codes)} rows, got shape {np.shape(y)}")
+    labels = None if y is None else as_labels(y, len(codes))
     if dimensions is None:
         dimensions = shown_dimensions(codes, _kl(model, X) if latent_dim > 2 else None)
     first, second = (integer("dimensions", each, low=0, high=latent_dim - 1) for each in dimensions)
     ax = _axes(ax)
-    kinds: list[Any] = [None] if y is None else np.unique(y).tolist()
+    kinds: list[Any] = [None] if labels is None else np.unique(labels).tolist()
     for kind in kinds:
-        chosen: Array = codes if kind is None else codes[np.asarray(y) == kind]
+        chosen: Array = codes if labels is None else codes[labels == kind]
         ax.scatter(chosen[:, first], chosen[:, second], s=6, alpha=0.7, linewidths=0, label=kind)
-    if y is not None and len(kinds) <= 30:
+    if labels is not None and len(kinds) <= 30:
         ax.legend(markerscale=2, fontsize="small")
     ax.set_xlabel(f"$z_{{{first}}}$")
     ax.set_ylabel(f"$z_{{{second}}}$")
@@ -253,22 +255,20 @@ def _kl(model: Model, X: Any) -> Array | None:
 
 def _axes(ax: Any) -> Any:
     """Return the Axes to draw on."""
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install 'fastvae[plot]'") from error
+    plt = require("matplotlib.pyplot", extra="plot", for_what="a plot")
     return plt.figure(layout="constrained").add_subplot() if ax is None else ax
 
 
 def _image_shape(model: Model, given: tuple[int, int] | None) -> tuple[int, int]:
     settings.check_fitted(model)
-    shape = given or model.image_shape_
-    if shape is None or len(shape) != 2 or shape[0] * shape[1] != model.n_features_in_:
-        found = f"image_shape {given} does not fit" if given else "no image_shape is known for"
+    if given is not None:
+        return check_image_shape(given, model.n_features_in_)
+    if model.image_shape_ is None:
         raise ValueError(
-            f"{found} rows of {model.n_features_in_} columns; name (height, width) with image_shape if they are images"
+            f"no image_shape is known for rows of {model.n_features_in_} columns; name (height, width) with "
+            "image_shape if they are images"
         )
-    return shape
+    return model.image_shape_
 
 
 def _image(picture: Array, ax: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import os
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import tqdm
 from sklearn.base import clone
 
 from fastvae import VAE
@@ -602,11 +604,12 @@ def test_a_column_is_measured_by_one_callback_alone() -> None:
     assert_same_run(model.set_params(callbacks=None).resume(make_rows()), make_vae().fit(make_rows()))
 
 
-def test_progress_has_a_bar_on_a_terminal_alone() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
+
+def test_progress_has_a_bar_on_a_terminal_alone() -> None:
     streams = io.StringIO(), Terminal()
     for stream in streams:
         make_vae(callbacks=[Progress(stream)]).fit(make_rows(), eval_set=HELD_OUT)
@@ -619,6 +622,14 @@ def test_progress_has_a_bar_on_a_terminal_alone() -> None:
     assert ", elbo -" in shown
     for line in plain.splitlines():
         assert line.split("samples")[0].rsplit("  ", 1)[0] in shown
+
+
+def test_progress_without_the_bar_that_tqdm_was_told_to_leave_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    # tqdm reads TQDM_DISABLE when it is imported, as a default of this argument.
+    monkeypatch.setattr("tqdm.tqdm", functools.partial(tqdm.tqdm, disable=True))
+    stream = Terminal()
+    make_vae(callbacks=[Progress(stream)]).fit(make_rows())
+    assert [line.split("  ")[0] for line in stream.getvalue().splitlines()] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
 
 
 def test_fit_with_resume_is_begun_goes_on_and_is_done_by_one_script(tmp_path: Path) -> None:

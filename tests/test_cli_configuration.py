@@ -21,7 +21,7 @@ from command_line import COMMAND, QUICK, Result, assert_error
 from fastvae.checkpoint import list_checkpoints, read
 from fastvae.cli.commands import cli
 from fastvae.cli.examples import EXAMPLES
-from fastvae.cli.train import stored_options
+from fastvae.cli.run_options import stored_options
 from fastvae.model import Model
 
 # Variables that mean something else, by the documentation.
@@ -186,7 +186,8 @@ def test_one_file_serves_several_commands(
     path = file("data = 'digits'\n[train]\nepochs = 5\n[evaluate]\nn-draws = 3\njson = true\n[sample]\nn-samples = 4")
     assert fastvae("evaluate", run_folder, "--config", path).json()["n_draws"] == 3
     assert fastvae("train", "--config", path, "--print-config").out.splitlines()[4] == "epochs = 5  # file, run.toml"
-    assert fastvae("data", "list", "--config", file("[data.list]\njson = true")).json()["digits"]["rows"] == 1797
+    path = file("\ufeff[data.list]\njson = true")  # as some editors begin a file of UTF-8
+    assert fastvae("data", "list", "--config", path).json()["digits"]["rows"] == 1797
 
 
 def test_every_option_has_a_variable_of_its_own() -> None:

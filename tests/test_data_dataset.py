@@ -318,8 +318,9 @@ def test_absurd_scale(scale):
 
 def test_image_shape_must_fit():
     assert as_dataset(np.zeros((2, 6)), image_shape=(2, 3)).image_shape == (2, 3)
-    with pytest.raises(ValueError, match="image_shape"):
-        as_dataset(np.zeros((2, 6)), image_shape=(2, 2))
+    for wrong in ((2, 2), (-2, -3), (2, 3, 1), (1.5, 4), 6, "ab"):
+        with pytest.raises(ValueError, match=r"image_shape .* does not fit rows of 6 columns: it is"):
+            as_dataset(np.zeros((2, 6)), image_shape=wrong)
 
 
 def test_select_keeps_what_it_does_not_choose():

@@ -14,6 +14,7 @@ import click
 import pytest
 from run_page import Block, blocks
 
+from fastvae import errors
 from fastvae.cli.commands import cli
 
 REPOSITORY = Path(__file__).parents[1]
@@ -90,6 +91,12 @@ def test_links_lead_somewhere(page: Path) -> None:
 def _anchors(page: Path) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.M)
     return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+def test_the_reference_has_every_error() -> None:
+    text = (REPOSITORY / "docs" / "api" / "vae.md").read_text()
+    listed = re.findall(r"members: \[(Fastvae[^]]*)\]", text)[0].split(", ")
+    assert sorted(listed) == sorted(name for name in errors.__all__ if name != "one_line")
 
 
 def test_site_builds_without_a_warning(tmp_path: Path) -> None:

@@ -211,6 +211,14 @@ def test_wrapped_modules_and_narrow_tensors_are_read(torch: Any, prefix: str) ->
     np.testing.assert_array_equal(comp.parameters_["encoder.0.W"], weights["fc1.weight"].float().numpy().T)
 
 
+def test_a_module_of_ours_is_known_within_others(torch: Any, make_vae: Callable[..., VAE]) -> None:
+    vae = make_vae(activation="relu", likelihood="gaussian", mean="identity")
+    for module in (torch.nn.DataParallel(vae.to_torch()), torch.nn.Sequential(vae.to_torch())):
+        comp = VAE.from_torch(module)
+        assert comp.network_ == vae.network_
+        np.testing.assert_array_equal(comp.params_, vae.params_)
+
+
 def test_flax_modules_both_ways(rows: Array) -> None:
     linen = pytest.importorskip("flax.linen")
     import jax
@@ -435,6 +443,7 @@ def weights(**changes: Any) -> dict[str, Any]:
         (weights(fc1_bias=np.ones(6) + 1j), "fc1.bias is no array of real numbers"),
         (weights(fc1_bias="none"), "fc1.bias is no array of real numbers"),
         (weights(fc21_bias=np.array([1, np.nan])), "fc21.bias has values that are not finite"),
+        (weights(fc1_bias=np.full(6, 1e39)), "encoder.0.b has values beyond float32"),
         ({f"encoder.{i}.W": np.ones((2, 2)) for i in range(99)}, "and 75 more; expected"),
     ],
 )
@@ -444,13 +453,23 @@ def test_what_is_no_known_layout_is_one_error(state_dict: Any, text: str) -> Non
 
 
 @pytest.mark.parametrize(
+    "kind",
+    [lambda t: t.to("meta"), lambda t: t.to_sparse(), lambda t: t + 1j],
+    ids=["meta", "sparse", "complex"],
+)
+def test_tensors_without_dense_real_values_are_refused(torch: Any, kind: Any) -> None:
+    with pytest.raises(LayoutError, match=r"fc1.bias is no array of real numbers \(.+\)"):
+        VAE.from_torch(weights(fc1_bias=kind(torch.ones(6))))
+
+
+@pytest.mark.parametrize(
     ("options", "text"),
     [
         ({"likelihood": "gaussian"}, "heads logits is of likelihood='bernoulli', not 'gaussian'"),
         ({"likelihood": "poisson"}, "likelihood must be one of"),
         ({"activation": "gelu"}, "activation must be one of"),
         ({"algorithm": "mcem"}, "keeps a Markov chain for every row"),
-        ({"image_shape": (2, 4)}, "image_shape 2 x 4 does not have the 9 pixels"),
+        ({"image_shape": (2, 4)}, r"image_shape \(2, 4\) does not fit rows of 9 columns"),
         ({"batch_size": 0}, "batch_size must be"),
         ({"scale": -1.0}, "scale must be"),
     ],
@@ -472,7 +491,7 @@ def test_models_without_a_recognition_model_are_refused(rows: Array, tmp_path: P
 @pytest.mark.parametrize(
     ("module", "call", "text"),
     [
-        ("torch", lambda vae: vae.to_torch(), r"needs PyTorch: pip install 'fastvae\[torch\]'"),
+        ("torch", lambda vae: vae.to_torch(), r"needs torch: pip install 'fastvae\[torch\]'"),
         ("onnx", lambda vae: vae.to_onnx("x"), r"needs onnx: pip install 'fastvae\[onnx\]'"),
     ],
 )
@@ -483,6 +502,19 @@ def test_a_missing_library_is_one_line(
     monkeypatch.delitem(sys.modules, "fastvae.interop.onnx_graphs", raising=False)
     with pytest.raises(ImportError, match=text):
         call(make_vae())
+
+
+def test_a_graph_that_no_onnx_file_holds_is_refused(
+    make_vae: Callable[..., VAE], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnx")
+    from fastvae.interop import onnx_graphs
+
+    vae = make_vae(decoder_hidden=(100,))  # 64-60-40-8, of 28 kB, and 8-100-64, of 29 kB
+    monkeypatch.setattr(onnx_graphs, "_MAX_BYTES", 29_000)
+    with pytest.raises(ValueError, match=r"the decoder has 0.0 GB, and an ONNX file holds 2.1; take safetensors"):
+        vae.to_onnx(tmp_path / "graphs")
+    assert not (tmp_path / "graphs").exists()
 
 
 def test_nothing_is_imported_before_it_is_asked_for() -> None:
@@ -553,6 +585,7 @@ def test_errors_of_export_and_import(fastvae: Callable[..., Result], run_folder:
     np.savez(tmp_path / "objects.npz", fc1=np.array([{}], object))
     refused("import", tmp_path / "objects.npz", text="cannot be read as .npz")
     refused("import", tmp_path / "none.npz", text="No such file")
+    refused("import", run_folder, text="is a folder; a run or checkpoint of fastvae needs no import")
     save_file({"a": np.ones(1)}, tmp_path / "a.safetensors", {"sha256": json.dumps({})})
     refused("import", tmp_path / "a.safetensors", text="not the weights of a known layout: found a (1,)")
     save_file({"a": np.ones(1)}, tmp_path / "a.safetensors", {"fastvae": "0.1.0"})

@@ -167,12 +167,12 @@ from fastvae import VAE, Network, Optimizer, __version__
 from fastvae.callbacks import Callback
 from fastvae.data import Dataset, Split, load
 from fastvae.evaluation import Bound, LogLikelihood
-from fastvae.training.loop import Run
+from fastvae.model import Model
 
 
 class Stop(Callback):
-    def on_steps(self, run: Run) -> None:
-        print(run.state.step)
+    def after_steps(self, model: Model, step: int) -> None:
+        print(step, model.n_steps_)
 
 
 split = load("digits")

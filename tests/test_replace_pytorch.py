@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from run_page import blocks
 
 
 def run_page(pytestconfig: pytest.Config, name: str) -> dict[str, Any]:
     """Run the Python of a page from top to bottom, and return its names."""
-    text = (pytestconfig.rootpath / "docs" / "guide" / name).read_text()
     names: dict[str, Any] = {"__name__": "page"}
-    for block in re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
-        exec(compile(block, name, "exec"), names)
+    for block in blocks(pytestconfig.rootpath / "docs" / "guide" / name):
+        if block.kind == "python":
+            exec(compile(block.code, name, "exec"), names)
     return names
 
 
@@ -66,6 +68,15 @@ def test_the_measurement_trains_everybody_to_the_same_bound() -> None:
         fastvae = rows[-1][clock]
         assert fastvae["times_fastvae"] == 1
         assert rows[0][clock]["times_fastvae"] == pytest.approx(rows[0][clock]["p50"] / fastvae["p50"])
+
+
+def test_a_result_that_could_not_be_written_is_refused_before_the_measurement(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from fastvae.bench.replace_pytorch import main
+
+    result = CliRunner().invoke(main, ["--out", str(tmp_path / "none" / "result.json")])
+    assert result.exit_code == 2
+    assert "does not exist; make it or choose another" in result.output
 
 
 def test_the_figures_of_the_page_are_those_of_the_result(pytestconfig: pytest.Config) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from fastvae.report import comparison_grid, encode_png, grid
 from fastvae.report import explorer as explorers
 from fastvae.report.charts import Series, line_chart
 from fastvae.report.comparison import ranking
+from fastvae.report.page import write_subject
 from fastvae.report.subject import Subject
 
 SHAPE = (6, 5)
@@ -83,7 +86,7 @@ def test_the_headline_is_the_bound_with_its_standard_error(tmp_path: Path) -> No
     text = page_of(model, tmp_path / "run.html", image_shape=SHAPE)
 
     bound = model.evaluate(rows(40, seed=3)).summary()
-    expected = f"<b>{bound['elbo']:,.2f} ± {bound['elbo_standard_error']:,.2f}</b>".replace("-", "−")
+    expected = f"<b>{bound['elbo']:,.2f} ±\u00a0{bound['elbo_standard_error']:,.2f}</b>".replace("-", "−")
     assert expected in text
     assert f"{bound['active_units']} of 2" in text
 
@@ -96,6 +99,11 @@ def test_text_of_the_user_is_escaped(tmp_path: Path) -> None:
     assert "<script>alert" not in text
     assert "<b>a</b>" not in text
     assert "&lt;b&gt;a&lt;/b&gt;" in text
+
+
+def test_a_file_name_that_is_no_text_has_a_page(tmp_path: Path) -> None:
+    name = os.fsdecode(b"run \xff")
+    assert "<h1>run ?</h1>" in page_of(fitted(), tmp_path / f"{name}.html")
 
 
 def test_without_rows_a_page_says_so(tmp_path: Path) -> None:
@@ -154,8 +162,9 @@ def test_a_page_stays_below_its_ceiling(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"y": np.zeros(3)}, "y must have one label for each row of X"),
+        ({"y": np.zeros(3)}, "y must have one label for each of the 40 rows of X"),
         ({"image_shape": (4, 4)}, r"image_shape \(4, 4\) does not fit rows of 30 columns"),
+        ({"image_shape": (-5, -6)}, "image_shape .* does not fit"),
     ],
 )
 def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -169,11 +178,33 @@ def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str, tmp
 def test_lines_are_where_the_values_are() -> None:
     text = line_chart("Bound", [Series("test", [0, 5, 10], [-4.0, None, -2.0], "s0")], x_label="epoch", unit="nats")
 
-    (path,) = re.findall(r"<path class='line s0' d='([^']*)'", text)
+    (path,) = re.findall(r"<path class='line s0 points' d='([^']*)'", text)  # alone, and so larger
     # The frame is 400 by 240 with margins 52, 12, 10, 36, and the range of y is widened by 4 % on both sides.
     top = 10 + 194 * 0.08 / 2.16
     assert path == f"M52.0 {204 - top + 10:.1f}h0M388.0 {top:.1f}h0"
     assert "test from −4.00 to −2.00" in text
+    assert "<path class='line s0' d='M" in line_chart(
+        "Bound", [Series("test", [0, 1], [-4.0, -2.0], "s0")], x_label="epoch", unit="nats"
+    )
+
+
+def test_values_that_are_not_finite_are_not_drawn(tmp_path: Path) -> None:
+    model = fitted()
+    model.history_["elbo_test"] = [-np.inf] * 3
+    model.history_["kl"] = model.history_["kl_test"] = [np.nan] * 3
+
+    text = page_of(model, tmp_path / "run.html")
+
+    assert "Bound (ELBO)" in text
+    assert "KL divergence of q(z|x)</b>" not in text
+    (curves,) = re.findall("<section id=curves>(.*?)</section>", text, re.DOTALL)
+    assert not re.search(r"\b(NaN|nan|inf|Infinity)\b", curves)
+
+
+@pytest.mark.parametrize(("epochs", "ticks"), [([1], ["1"]), ([1, 2], ["1", "2"]), ([0, 0.5, 1], ["0.0", "0.2"])])
+def test_epochs_are_counted_in_whole_numbers(epochs: list[float], ticks: list[str]) -> None:
+    text = line_chart("Bound", [Series("test", epochs, [0.0] * len(epochs), "s0")], x_label="epoch", unit="nats")
+    assert re.findall("text-anchor=middle>([^<]*)<", text)[:2] == ticks
 
 
 def test_pngs_are_grey_and_see_through_where_there_is_nothing() -> None:
@@ -206,7 +237,7 @@ def test_only_a_lead_beyond_its_errors_is_marked() -> None:
     assert best == 1
     difference = good.evaluate(rows(40, seed=3)).elbo - bad.evaluate(rows(40, seed=3)).elbo
     error = difference.std(ddof=1) / 40**0.5
-    assert behind == [f"{difference.mean():,.2f} ± {error:,.2f}", ""]
+    assert behind == [f"{difference.mean():,.2f} ±\u00a0{error:,.2f}", ""]
     assert "row by row" in told
 
     best, _, told = ranking([subject(good, "good"), subject(same, "same"), subject(bad, "bad")])
@@ -447,6 +478,15 @@ def test_a_page_fits_a_phone_and_both_themes(driver: Any, run_folder: Path, tmp_
     from fastvae.report.comparison import write_comparison
 
     write_comparison(pages[1], [subject(fitted(scatter=s), f"a run with a long name {s}") for s in (0.0, 1.0, 2.0)])
+    large = subject(fitted(), "large")
+    assert large.bound is not None
+    large.bound = replace(large.bound, elbo=-1e6 - 1e5 * np.arange(large.bound.n_rows))
+    write_subject(tmp_path / "large.html", large)
+    for size in ((1280, 900), (390, 844)):
+        open_page(driver, tmp_path / "large.html", size=size)
+        assert len(driver.find_element(By.CSS_SELECTOR, ".stat b").text) > 24
+        script = "return [...document.querySelectorAll('.stat b')].every((b) => b.scrollWidth <= b.clientWidth)"
+        assert driver.execute_script(script), "a figure reaches into the next"
     for page in pages:
         open_page(driver, page, size=(390, 844), scheme="dark")
         assert driver.execute_script("return document.documentElement.scrollWidth") <= 390, page
@@ -514,6 +554,8 @@ def test_plot_history(axes: Any) -> None:
     assert axes.get_ylabel() == "bound, nats per datapoint"
     with pytest.raises(ValueError, match="column must be one of epoch, step, elbo"):
         plot.history(model, "loss", ax=axes)
+    with pytest.raises(ValueError, match="no epoch of it is complete"):
+        plot.history(VAE.from_torch(model.parameters_), ax=axes)
 
 
 def test_plot_kl_per_dimension(axes: Any) -> None:
@@ -541,6 +583,20 @@ def test_plot_latent_scatter(axes: Any) -> None:
         plot.latent_scatter(fitted(1), x)
 
 
+@pytest.mark.parametrize("labels", [[None, "b", 3], [np.nan, 1.0, 1.0], [None, None, 2]])
+def test_labels_without_an_order_are_text(axes: Any, labels: list[Any], tmp_path: Path) -> None:
+    model, y = fitted(), np.array(labels * 4)
+
+    plot.latent_scatter(model, rows(12), y, ax=axes)
+
+    kinds = sorted(set(map(str, y)))
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == kinds
+    assert [len(cloud.get_offsets()) for cloud in axes.collections] == [list(map(str, y)).count(k) for k in kinds]
+    model.report(tmp_path / "run.html", rows(12), y)
+    page = (tmp_path / "run.html").read_text("utf-8")
+    assert re.findall("class=kind [^>]*>([^<]+)<", page) == kinds
+
+
 @pytest.mark.parametrize("kind", ["reconstructions", "samples", "manifold"])
 def test_plot_pictures(axes: Any, kind: str) -> None:
     model, x = fitted(), rows(12)
@@ -562,5 +618,5 @@ def test_plots_without_matplotlib_name_the_mend(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
 
-    with pytest.raises(ImportError, match=r"plots need matplotlib: pip install 'fastvae\[plot\]'"):
+    with pytest.raises(ImportError, match=r"a plot needs matplotlib: pip install 'fastvae\[plot\]'"):
         plot.history(fitted())

@@ -245,8 +245,9 @@ def test_a_run_of_another_algorithm_that_is_killed_ends_in_the_same_state(tmp_pa
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ctrl_c_saves_says_how_to_go_on_and_is_answered_at_once(tmp_path: Path, number: int, code: int) -> None:
-    process = start(tmp_path / "run", "--epochs", "1000000")
-    while not list_checkpoints(tmp_path / "run" / "checkpoints"):
+    folder = tmp_path / "a run"
+    process = start(folder, "--epochs", "1000000")
+    while not list_checkpoints(folder / "checkpoints"):
         assert process.poll() is None
         time.sleep(0.01)
     time.sleep(0.3)
@@ -261,8 +262,8 @@ def test_ctrl_c_saves_says_how_to_go_on_and_is_answered_at_once(tmp_path: Path, 
     assert out == ""
     last = err.splitlines()[-1]
     assert last.startswith("fastvae: interrupted at step ")
-    assert last.endswith(f"go on with: fastvae train --out {tmp_path / 'run'} --resume")
+    assert last.endswith(f"go on with: fastvae train --out '{folder}' --resume")
     assert "Traceback" not in err
-    step = final_state(tmp_path / "run")[2]
+    step = final_state(folder)[2]
     assert f"interrupted at step {step}, saved in " in last
     assert step > 0

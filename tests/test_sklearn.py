@@ -96,7 +96,9 @@ for settings in {[*CHECKED.values()]!r}:
         print({{each["status"] for each in check_estimator(VAE(**settings), on_skip=None)}})
 """
     environment = os.environ | {"SCIPY_ARRAY_API": "1"}
-    done = subprocess.run([sys.executable, "-P", "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script], env=environment, capture_output=True, text=True, timeout=60
+    )
     assert (set(done.stdout.splitlines()), done.returncode) == ({"{'passed'}"}, 0), done.stderr
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastvae.callbacks.base import Callback, History
 from fastvae.files import make_folder, replace_file
+from fastvae.optional import require
 
 if TYPE_CHECKING:
     from fastvae.model import Model
@@ -124,10 +125,7 @@ class TensorBoard(Callback):
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        try:
-            import tensorboardX  # noqa: F401
-        except ImportError as error:
-            raise ImportError("TensorBoard needs tensorboardX: pip install 'fastvae[tensorboard]'") from error
+        require("tensorboardX", extra="tensorboard", for_what="TensorBoard")
         self.folder = Path(folder)
         self.writer: Any = None
 

@@ -46,9 +46,10 @@ class Progress(Callback):
         if stream is not None and not stream.closed and stream.isatty():
             from tqdm import tqdm
 
-            self.bar = tqdm(
+            bar = tqdm(
                 total=n_steps, initial=model.n_steps_, unit=" steps", file=stream, leave=False, dynamic_ncols=True
             )
+            self.bar = None if bar.disable else bar  # by TQDM_DISABLE
 
     def after_steps(self, model: Model, step: int) -> None:
         """Move the bar."""

@@ -34,7 +34,8 @@ from fastvae.cli.options import note
 from fastvae.cli.report import report
 from fastvae.cli.reproduce import reproduce
 from fastvae.cli.restore import denoise, impute
-from fastvae.cli.train import FLAGS, train
+from fastvae.cli.run_options import FLAGS
+from fastvae.cli.train import train
 from fastvae.errors import FastvaeError, one_line
 
 __all__ = ["cli", "run"]

@@ -7,7 +7,9 @@ from pathlib import Path
 import click
 
 from fastvae.cli.options import PATH, open_model
-from fastvae.cli.train import as_toml, not_a_run, stored_options
+from fastvae.cli.run_folder import not_a_run
+from fastvae.cli.run_options import as_toml, stored_options
+from fastvae.cli.train import train
 
 __all__ = ["config"]
 
@@ -24,4 +26,4 @@ def config(run: Path) -> None:
     if "run" not in checkpoint.metadata:
         raise not_a_run(path)
     engine = checkpoint.metadata["engine"]["backend"]
-    print(as_toml(stored_options(model, checkpoint.metadata["run"], engine)), end="")
+    print(as_toml(train, stored_options(model, checkpoint.metadata["run"], engine)), end="")

@@ -153,7 +153,7 @@ def _at(root: click.Group, path: Iterable[str]) -> click.Command:
 
 def _parse(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigurationError(f"cannot read --config {file}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

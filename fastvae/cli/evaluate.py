@@ -10,7 +10,6 @@ import click
 from fastvae.cli.options import (
     checkpoint_argument,
     data_options,
-    draws,
     engine_options,
     json_option,
     open_model,
@@ -93,10 +92,11 @@ def evaluate(
     path, content, model = open_model(checkpoint, backend=backend, threads=threads)
     rows = rows_for(content, source=source, data_dir=data_dir, test_fraction=test_fraction, split=split)
     from fastvae import backends
+    from fastvae.evaluation import draws_for
 
     result: Result
     if estimator == "bound":
-        result = model.evaluate(rows, n_draws=n_draws or draws(split), random_state=seed)
+        result = model.evaluate(rows, n_draws=n_draws or draws_for(split), random_state=seed)
     else:
         options |= {} if n_draws is None else {"n_draws": n_draws}
         result = model.log_likelihood(rows, estimator=estimator, random_state=seed, split=split, **options)

@@ -30,7 +30,6 @@ __all__ = [
     "complete_dataset",
     "data_dir_option",
     "data_options",
-    "draws",
     "engine_options",
     "init",
     "json_option",
@@ -150,13 +149,6 @@ def absolute(source: str) -> str:
 
     path = os.path.abspath(os.path.expanduser(source))
     return path if source not in REGISTRY and os.path.isfile(path) else source
-
-
-def draws(split: str) -> int:
-    """Return the draws of z per row with which the bound of a part of the data is measured unless asked otherwise."""
-    from fastvae.evaluation import DEFAULT_DRAWS, PASSING_DRAWS
-
-    return DEFAULT_DRAWS if split == "test" else PASSING_DRAWS
 
 
 def print_json(values: dict[str, Any]) -> None:

@@ -64,11 +64,11 @@ def _run_options(function: F) -> F:
 
 def _run(figure: str, options: dict[str, Any]) -> list[Any]:
     """Run the experiments of a figure that the options choose, and return them."""
+    from fastvae.optional import require
     from fastvae.reproduce.paper import experiments
-    from fastvae.reproduce.plots import require_matplotlib
     from fastvae.reproduce.together import run_all
 
-    require_matplotlib()
+    require("matplotlib", extra="plot", for_what="a figure").use("agg")
     jobs = options["jobs"] or backends.default_threads()
     try:
         chosen = experiments(
@@ -200,10 +200,10 @@ def baselines(**options: Any) -> None:
 def variance(quick: bool, out: Path, as_json: bool, **options: Any) -> None:
     """Variance of the gradient by SGVB-A, SGVB-B and the score function."""
     from fastvae.files import make_folder
-    from fastvae.reproduce.plots import require_matplotlib
+    from fastvae.optional import require
     from fastvae.reproduce.variance import EPOCHS, plot, variances
 
-    require_matplotlib()
+    require("matplotlib", extra="plot", for_what="a figure").use("agg")
     rows = variances(_machine(options), epochs=EPOCHS[:2] if quick else EPOCHS, say=note)
     make_folder(out)
     _write_json(out / "variance.json", rows)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastvae.arguments import positive
+from fastvae.arguments import check_image_shape, positive
 from fastvae.data.arrays import check_shape, converted, dense_array, on_host, storage_dtype
 from fastvae.data.sparse import csr_rows, is_scipy_sparse
 from fastvae.errors import DataError, one_line
@@ -194,9 +193,7 @@ def as_dataset(
         rows = converted(array.view(np.uint8) if source_dtype == np.bool_ else array, dtype, name)
     n_columns = rows.shape[1]
     if image_shape is not None:
-        if math.prod(image_shape) != n_columns or len(image_shape) != 2 or min(image_shape) < 1:
-            raise ValueError(f"image_shape {image_shape} does not fit rows of {n_columns} columns")
-        image_shape = (int(image_shape[0]), int(image_shape[1]))
+        image_shape = check_image_shape(image_shape, n_columns)
     if scale is None:
         scale = GREY_SCALE if rows.dtype == np.uint8 and _any_above_one(rows) else 1.0
     return Dataset(rows, scale, name, image_shape, source_dtype=source_dtype)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from fastvae.evaluation.ais import Sandwich, evaluate_ais, sandwich
-from fastvae.evaluation.elbo import DEFAULT_DRAWS, PASSING_DRAWS, Bound, evaluate_bound
+from fastvae.evaluation.elbo import DEFAULT_DRAWS, PASSING_DRAWS, Bound, draws_for, evaluate_bound
 from fastvae.evaluation.importance import evaluate_importance
 from fastvae.evaluation.inference import decode, encode
 from fastvae.evaluation.marginal_likelihood import evaluate_marginal_likelihood
@@ -21,6 +21,7 @@ __all__ = [
     "Sandwich",
     "compare",
     "decode",
+    "draws_for",
     "encode",
     "evaluate_ais",
     "evaluate_bound",

@@ -14,7 +14,7 @@ from fastvae.evaluation.result import Result, mean_error, row_hashes, rows_key, 
 from fastvae.kernels import Array, Plan
 from fastvae.rng import Stream, normal
 
-__all__ = ["DEFAULT_DRAWS", "PASSING_DRAWS", "Bound", "evaluate_bound"]
+__all__ = ["DEFAULT_DRAWS", "PASSING_DRAWS", "Bound", "draws_for", "evaluate_bound"]
 
 DEFAULT_DRAWS = 4
 # For figures on the way, after an epoch, and for those of a training set, whose many rows make up for draws.
@@ -67,6 +67,11 @@ class Bound(Result):
             "active_units": self.active_units,
             **super().summary(),
         }
+
+
+def draws_for(split: str) -> int:
+    """Return the draws per row with which the bound of ``"train"`` or ``"test"`` rows is measured unless one asks."""
+    return DEFAULT_DRAWS if split == "test" else PASSING_DRAWS
 
 
 def evaluate_bound(

@@ -56,11 +56,12 @@ def _leaves(weights: Mapping[Any, Any], before: list[str]) -> Iterator[tuple[lis
 
 
 def _to_numpy(name: str, value: Any) -> Array:
-    if hasattr(value, "detach"):  # a torch tensor: maybe of bfloat16, which NumPy does not have, or on a GPU
-        value = value.detach().cpu().double().numpy()
     try:
+        if hasattr(value, "detach"):  # a torch tensor: maybe of bfloat16, which NumPy does not have, or on a GPU
+            value = value.detach().cpu()
+            value = (value.double() if value.is_floating_point() else value).numpy()
         array: Array = np.asarray(value).astype(np.float64, casting="same_kind")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise LayoutError(f"{name} is no array of real numbers ({one_line(error)})") from error
     if not np.isfinite(array).all():
         raise LayoutError(f"{name} has values that are not finite; take weights from before the training diverged")
@@ -111,6 +112,8 @@ def read_arrays(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
     OSError
         It is missing or not readable.
     """
+    if path.is_dir():
+        raise LayoutError(f"{path} is a folder; a run or checkpoint of fastvae needs no import, else name the file")
     if path.suffix not in SUFFIXES:
         raise LayoutError(
             f"{path} is neither {' nor '.join(SUFFIXES)}; fastvae reads no pickle, which can run any code: make a "

@@ -12,6 +12,7 @@ from fastvae.arguments import choice
 from fastvae.files import make_folder, replace_file
 from fastvae.interop.arrays import nest, write_arrays
 from fastvae.interop.layouts import LAYOUTS, to_layout
+from fastvae.optional import require
 
 if TYPE_CHECKING:
     from fastvae.kernels import Array
@@ -47,11 +48,8 @@ def state_dict(model: Model, layout: str = "torch") -> dict[str, Any]:
         return nest(arrays)
     if not LAYOUTS[layout].is_torch:
         return dict(arrays)
-    try:
-        from torch import from_numpy
-    except ImportError as error:
-        raise ImportError(f"layout {layout!r} needs PyTorch: pip install 'fastvae[torch]'") from error
-    return {name: from_numpy(array) for name, array in arrays.items()}
+    torch = require("torch", extra="torch", for_what=f"layout {layout!r}")
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def _named(model: Model, layout: str) -> dict[str, Array]:
@@ -148,19 +146,20 @@ def to_onnx(model: Model, folder: str | os.PathLike[str]) -> tuple[Path, Path]:
     ------
     OSError
         The folder cannot be made, is full or not writable.
+    ValueError
+        A graph would be larger than ONNX allows, or the model has no recognition model.
     ImportError
         onnx is not installed.
     """
     parameters = _named(model, "fastvae")
-    try:
-        from fastvae.interop.onnx_graphs import decoder_graph, encoder_graph
-    except ImportError as error:
-        raise ImportError("to_onnx needs onnx: pip install 'fastvae[onnx]'") from error
+    require("onnx", extra="onnx", for_what="to_onnx")
+    from fastvae.interop.onnx_graphs import decoder_graph, encoder_graph
+
+    contents = [build(model.network_, parameters, _metadata(model)) for build in (encoder_graph, decoder_graph)]
     folder = Path(folder)
     make_folder(folder)
     paths = folder / "encoder.onnx", folder / "decoder.onnx"
-    for path, build in zip(paths, (encoder_graph, decoder_graph), strict=True):
-        content = build(model.network_, parameters, _metadata(model))
+    for path, content in zip(paths, contents, strict=True):
         with replace_file(path) as stream:
             stream.write(content)
     return paths

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from fastvae import settings
-from fastvae.arguments import choice
+from fastvae.arguments import check_image_shape, choice
 from fastvae.errors import LayoutError
 from fastvae.interop.arrays import flatten, read_arrays
 from fastvae.interop.layouts import from_layout
@@ -81,7 +81,7 @@ def from_torch(
     ValueError
         A parameter is out of range, or `image_shape` does not have as many pixels as the network has dimensions.
     """
-    known = getattr(state_dict, "network", None)
+    known = _known_network(state_dict)
     weights = state_dict.state_dict() if hasattr(state_dict, "state_dict") else state_dict
     layout, network, parameters = from_layout(flatten(weights))
     if likelihood is not None and choice("likelihood", likelihood, LIKELIHOODS) != network.likelihood:
@@ -93,7 +93,7 @@ def from_torch(
         raise ValueError("algorithm='mcem' keeps a Markov chain for every row of its data, which weights do not bring")
     fields = {"activation": activation, "mean": mean, "logvar_floor": logvar_floor}
     given = {name: value for name, value in fields.items() if value is not None}
-    functions = known if isinstance(known, Network) else network
+    functions = known or network
     model = kind(
         latent_dim=network.latent_dim,
         hidden_dims=network.encoder_hidden,
@@ -106,22 +106,25 @@ def from_torch(
     model.seed_ = settings.seed(model.random_state)
     network = settings.network(model, network.data_dim)
     flat = np.empty(network.layout.size, settings.dtype(model))
-    for name, view in network.layout.views(flat).items():
-        view[...] = parameters[name]
+    with np.errstate(over="ignore"):
+        for name, view in network.layout.views(flat).items():
+            view[...] = parameters[name]
+            if not np.isfinite(view).all():
+                raise LayoutError(
+                    f"{name} has values beyond {flat.dtype}, the weights of precision={model.precision!r}"
+                )
     begin(model, network, flat, n_rows=0)
     model.scale_, model.integer_data_ = (1.0, False) if scale is None else (float(scale), True)
-    model.image_shape_ = _image_shape(image_shape, network.data_dim)
+    model.image_shape_ = None if image_shape is None else check_image_shape(image_shape, network.data_dim)
     model.fingerprint_, model.n_samples_seen_ = None, 0
     return model
 
 
-def _image_shape(shape: Any, data_dim: int) -> tuple[int, int] | None:
-    if shape is None:
-        return None
-    height, width = (int(length) for length in shape)
-    if height < 1 or height * width != data_dim:
-        raise ValueError(f"image_shape {height} x {width} does not have the {data_dim} pixels of a row")
-    return height, width
+def _known_network(module: Any) -> Network | None:
+    """Return what a module of `to_torch` knows of itself, be it within others such as `DataParallel`."""
+    modules = module.modules() if hasattr(module, "modules") else ()
+    found = (getattr(each, "network", None) for each in modules)
+    return next((network for network in found if isinstance(network, Network)), None)
 
 
 def from_file(kind: type[M], path: str | os.PathLike[str], **options: Any) -> M:

@@ -5,6 +5,7 @@ Operators of opset 17 in format version 8, which runtimes since 2022 read.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,6 +18,8 @@ from fastvae.network import Network
 __all__ = ["decoder_graph", "encoder_graph"]
 
 _OPSET, _FORMAT = 17, 8
+# Of one protobuf message, which a file is; the rest of a graph is small.
+_MAX_BYTES = 2**31 - 2**20
 _ACTIVATIONS = {"tanh": "Tanh", "relu": "Relu", "softplus": "Softplus", "sigmoid": "Sigmoid"}
 
 
@@ -55,6 +58,9 @@ class _Graph:
         def values(widths: Mapping[str, int]) -> list[onnx.ValueInfoProto]:
             return [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", width]) for n, width in widths.items()]
 
+        n_bytes = sum(4 * math.prod(constant.dims) for constant in self.constants.values())
+        if n_bytes > _MAX_BYTES:
+            raise ValueError(f"the {name} has {n_bytes / 1e9:.1f} GB, and an ONNX file holds 2.1; take safetensors")
         graph = helper.make_graph(self.nodes, name, values(inputs), values(outputs), [*self.constants.values()])
         opset = helper.make_opsetid("", _OPSET)
         model = helper.make_model(graph, opset_imports=[opset], ir_version=_FORMAT, producer_name="fastvae")

@@ -18,9 +18,11 @@ __all__ = [
     "Series",
     "bar_chart",
     "frame_svg",
+    "is_number",
     "line_chart",
     "number",
     "scatter_svg",
+    "with_error",
 ]
 
 # More values than a chart has pixels are thinned out.
@@ -30,8 +32,13 @@ _LONG = 20
 
 
 def number(value: float, digits: int = 2) -> str:
-    """Write a number with a true minus sign."""
-    return f"{value:,.{digits}f}".replace("-", "−")
+    """Write a number with a true minus sign; one of a diverged model in powers of ten."""
+    return (f"{value:,.{digits}f}" if abs(value) < 1e9 else f"{value:.3e}").replace("-", "−")
+
+
+def with_error(value: float, error: float | None) -> str:
+    """Write a number with its standard error, where that is known; a line may break between the two."""
+    return number(value) if error is None else f"{number(value)} ±\u00a0{number(error)}"
 
 
 @dataclass(frozen=True)
@@ -107,11 +114,12 @@ def line_chart(
     """
     series = [_thinned(each) for each in series]
     points: list[list[tuple[float, float]]] = [
-        [(x, y) for x, y in zip(s.x, s.y, strict=True) if _is_number(y)] for s in series
+        [(x, y) for x, y in zip(s.x, s.y, strict=True) if is_number(y)] for s in series
     ]
     xs = [x for line in points for x, _ in line]
     (low, high), is_cut = (y_range, False) if y_range else _range(points)
     frame = Frame(_widened(min(xs), max(xs)), _widened(low, high, 0.04))
+    is_whole = all(float(x).is_integer() for x in xs)  # epochs, columns
     lines = "".join(_line(each, frame) for each in series)
     cursor = "<line class=cursor></line>" + "".join(f"<circle class='dot {s.style}' r=3.5></circle>" for s in series)
     known = [{"name": s.name, "x": list(s.x), "y": [_json(y) for y in s.y]} for s in series]
@@ -127,7 +135,7 @@ def line_chart(
         f"</figcaption><svg viewBox='0 0 {frame.width:g} {frame.height:g}' role=img tabindex=0 "
         f"aria-label='{escape(f'{title}, {unit}, by {x_label}: {said}.')}' "
         f"{frame.data(series=known, xLabel=x_label, digits=digits)}>"
-        f"{frame_svg(frame, x_label=x_label, is_whole=digits == 0)}"
+        f"{frame_svg(frame, x_label=x_label, x_is_whole=is_whole, y_is_whole=digits == 0)}"
         f"<svg class=plane {_clip(frame)}>{lines}</svg>{cursor}</svg><output class=tip></output></figure>"
     )
 
@@ -187,17 +195,18 @@ def frame_svg(
     x_label: str,
     y_label: str | None = None,
     x_ticks: Sequence[tuple[float, str]] | None = None,
-    is_whole: bool = False,
+    x_is_whole: bool = False,
+    y_is_whole: bool = False,
 ) -> str:
-    """Draw the axes: grid lines, ticks with their values (whole numbers where y `is_whole`), labels."""
+    """Draw the axes: grid lines, ticks with their values (whole numbers where the axis is so), labels."""
     left, top, width, height = frame.box
     bottom = top + height
     parts = []
-    for value, text in _ticks(*frame.y, height / 34, least=1 if is_whole else 0):
+    for value, text in _ticks(*frame.y, height / 34, least=1 if y_is_whole else 0):
         y = frame.place_y(value)
         parts.append(f"<line class=grid x1={left:g} x2={left + width:g} y1={y:.1f} y2={y:.1f}></line>")
         parts.append(f"<text class=tick x={left - 7:g} y={y:.1f} dy=.35em text-anchor=end>{text}</text>")
-    for value, text in _ticks(*frame.x, width / 60) if x_ticks is None else x_ticks:
+    for value, text in _ticks(*frame.x, width / 60, least=1 if x_is_whole else 0) if x_ticks is None else x_ticks:
         x = frame.place_x(value)
         parts.append(f"<line class=mark x1={x:.1f} x2={x:.1f} y1={bottom:g} y2={bottom + 4:g}></line>")
         parts.append(f"<text class=tick x={x:.1f} y={bottom + 15:g} text-anchor=middle>{escape(text)}</text>")
@@ -226,12 +235,13 @@ def _clip(frame: Frame) -> str:
 def _line(series: Series, frame: Frame) -> str:
     pieces: list[list[str]] = [[]]
     for x, y in zip(series.x, series.y, strict=True):
-        if _is_number(y):
+        if is_number(y):
             pieces[-1].append(f"{frame.place_x(x):.1f} {frame.place_y(y):.1f}")
         elif pieces[-1]:
             pieces.append([])
     path = "".join("M" + "L".join(piece) + ("h0" if len(piece) == 1 else "") for piece in pieces if piece)
-    return f"<path class='line {series.style}' d='{path}'></path>"
+    points = " points" if all(len(piece) < 2 for piece in pieces) else ""  # such as the only epoch
+    return f"<path class='line {series.style}{points}' d='{path}'></path>"
 
 
 def _range(points: Sequence[Sequence[tuple[float, float]]]) -> tuple[tuple[float, float], bool]:
@@ -263,7 +273,8 @@ def _ticks(low: float, high: float, wanted: float, least: float = 0) -> list[tup
     return [(value, number(value + 0.0, digits)) for value in values]
 
 
-def _is_number(value: float | None) -> TypeGuard[float]:
+def is_number(value: float | None) -> TypeGuard[float]:
+    """Whether a value of the history can be drawn."""
     return value is not None and math.isfinite(value)
 
 

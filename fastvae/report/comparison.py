@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fastvae.evaluation import compare
-from fastvae.report.charts import Series, line_chart, number
+from fastvae.report.charts import Series, is_number, line_chart, number, with_error
 from fastvae.report.page import assemble, write_page
 from fastvae.report.sections import CURVES, unit_range
 from fastvae.report.subject import Subject
@@ -80,7 +80,7 @@ def ranking(subjects: Sequence[Subject]) -> tuple[int | None, list[str], str]:
             continue
         found = compare(known[lead], bound)
         error = found.standard_error or 0.0
-        behind.append(f"{number(found.difference)} ± {number(error)}")
+        behind.append(with_error(found.difference, error))
         if not found.difference > _ERRORS * error:
             rivals.append(subjects[i].title)
     how = "differences are taken row by row over the same rows, ± is their standard error"
@@ -98,11 +98,10 @@ def _figures(subjects: Sequence[Subject]) -> str:
     rows = []
     for subject, apart in zip(subjects, behind, strict=True):
         state, found = subject.model.state_, None if subject.bound is None else subject.bound.summary()
-        error = None if found is None else found["elbo_standard_error"]
         measured = [""] * 5
         if found is not None:
-            spread = "" if error is None else f" ± {number(error)}"
-            measured = [number(found["elbo"]) + spread, apart, number(found["log_px_z"]), number(found["kl"])]
+            bound = with_error(found["elbo"], found["elbo_standard_error"])
+            measured = [bound, apart, number(found["log_px_z"]), number(found["kl"])]
             measured.append(f"{found['active_units']:,} of {subject.model.network_.latent_dim:,}")
         speed = f"{state.samples / max(state.seconds, 1e-9):,.0f}"
         rows.append([subject.title, *measured, speed, duration(state.seconds), f"{state.epochs_closed:,}"])
@@ -132,7 +131,7 @@ def _curves(subjects: Sequence[Subject]) -> str:
 
 
 def _has(subject: Subject, column: str) -> bool:
-    return any(value is not None for value in subject.model.history_.get(column, ()))
+    return any(map(is_number, subject.model.history_.get(column, ())))
 
 
 def _series(place: int, subject: Subject, column: str, x: list[float]) -> Series:

@@ -169,7 +169,7 @@ def _screen(data_dim: int, image_shape: tuple[int, int] | None, value_range: tup
     return (
         f"<div class=screen><svg id=explorer-profile viewBox='0 0 {frame.width:g} {frame.height:g}' role=img "
         f"aria-label='What the decoder makes of the chosen z, by column' {frame.data()}>"
-        f"{frame_svg(frame, x_label='column')}<path class='profile {style}'></path></svg></div>"
+        f"{frame_svg(frame, x_label='column', x_is_whole=True)}<path class='profile {style}'></path></svg></div>"
     )
 
 

@@ -9,13 +9,12 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from fastvae import settings
+from fastvae.arguments import check_image_shape
 from fastvae.files import replace_file
 from fastvae.model_data import fitted_dataset
 from fastvae.report.sections import final_figures, sections
-from fastvae.report.subject import Subject
+from fastvae.report.subject import Subject, as_labels
 
 if TYPE_CHECKING:
     from fastvae.model import Model
@@ -66,12 +65,9 @@ def write(
     settings.check_fitted(model)
     path = Path(path)
     dataset = None if X is None else fitted_dataset(model, X)
-    labels = None if y is None else np.asarray(y)
-    if labels is not None and (dataset is None or labels.shape != (dataset.n_rows,)):
-        rows = "no rows" if dataset is None else f"{dataset.n_rows} rows"
-        raise ValueError(f"y must have one label for each row of X, got shape {labels.shape} for {rows}")
-    if image_shape is not None and image_shape[0] * image_shape[1] != model.n_features_in_:
-        raise ValueError(f"image_shape {image_shape} does not fit rows of {model.n_features_in_} columns")
+    labels = None if y is None else as_labels(y, 0 if dataset is None else dataset.n_rows)
+    if image_shape is not None:
+        image_shape = check_image_shape(image_shape, model.n_features_in_)
     subject = Subject(
         model=model,
         title=title or path.stem,
@@ -135,4 +131,4 @@ def assemble(
 def write_page(path: Path, page: str) -> None:
     """Write a page, entirely or not at all."""
     with replace_file(path) as stream:
-        stream.write(page.encode())
+        stream.write(page.encode(errors="replace"))  # a path need not be text

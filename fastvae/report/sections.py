@@ -9,7 +9,7 @@ import numpy as np
 
 from fastvae.kernels import Array
 from fastvae.report import explorer as explorers
-from fastvae.report.charts import Series, bar_chart, line_chart, number, scatter_svg
+from fastvae.report.charts import Series, bar_chart, is_number, line_chart, number, scatter_svg, with_error
 from fastvae.report.explorer import Start, data_uri, latent_frame
 from fastvae.report.pictures import comparison_grid, grid
 from fastvae.report.subject import Subject, shown_dimensions
@@ -61,11 +61,9 @@ def final_figures(subject: Subject) -> list[tuple[str, str, str]]:
     state, history, figures = subject.model.state_, subject.model.history_, []
     if subject.bound is not None:
         found = subject.bound.summary()
-        error = found["elbo_standard_error"]
-        spread = "" if error is None else f" ± {number(error)}"
         figures.append(
             (
-                f"{number(found['elbo'])}{spread}",
+                with_error(found["elbo"], found["elbo_standard_error"]),
                 "nats per datapoint",
                 f"{subject.split} bound (ELBO) of {found['n_rows']:,} rows, {found['n_draws']} draws of z each; "
                 "± is the standard error over rows",
@@ -77,7 +75,7 @@ def final_figures(subject: Subject) -> list[tuple[str, str, str]]:
     else:
         for title, unit, train, test, digits in CURVES:
             for column, part in ((test, "test"), (train, "train")):
-                values = [v for v in history.get(column, ()) if v is not None]
+                values = [v for v in history.get(column, ()) if is_number(v)]
                 if values and not figures:
                     told = f"{title}, {part} rows, last epoch, without a standard error"
                     figures.append((number(values[-1], digits), unit, told))
@@ -100,7 +98,7 @@ def _curves(subject: Subject) -> str:
         series = [
             Series(name, history["epoch"], history[column], style)
             for name, column, style in (("train", train, "s1"), ("test", test, "s0"))
-            if any(value is not None for value in history.get(column, ()))
+            if any(map(is_number, history.get(column, ())))
         ]
         if series:
             limits = unit_range(test, subject.model.network_.latent_dim)

@@ -13,13 +13,13 @@ import numpy as np
 from fastvae import backends, settings
 from fastvae.data import Dataset
 from fastvae.errors import DataError, one_line
-from fastvae.evaluation import DEFAULT_DRAWS, PASSING_DRAWS, Bound
+from fastvae.evaluation import Bound, draws_for
 from fastvae.kernels import Array
 
 if TYPE_CHECKING:
     from fastvae.model import Model
 
-__all__ = ["Subject", "of_run", "run_rows", "shown_dimensions"]
+__all__ = ["Subject", "as_labels", "of_run", "run_rows", "shown_dimensions"]
 
 # Rows whose posterior means are shown, and rows that are shown beside their reconstructions.
 SCATTER_ROWS, PAIR_ROWS = 2000, 30
@@ -75,8 +75,7 @@ class Subject:
                 "processor": backends.processor(),
             }
         if self.dataset is not None and self.bound is None and settings.has_bound(self.model):
-            n_draws = PASSING_DRAWS if self.split == "train" else DEFAULT_DRAWS  # as fastvae train does
-            self.bound = self.model.evaluate(self.dataset, n_draws=n_draws)
+            self.bound = self.model.evaluate(self.dataset, n_draws=draws_for(self.split))
 
     @cached_property
     def codes(self) -> Array | None:
@@ -117,6 +116,24 @@ def shown_dimensions(codes: Array, kl_per_dimension: Array | None) -> tuple[int,
     weight = codes.var(axis=0) if kl_per_dimension is None else kl_per_dimension
     first, second = np.argsort(-weight, kind="stable")[:2].tolist()
     return first, second
+
+
+def as_labels(y: Any, n_rows: int) -> Array:
+    """Return one label for each row, as text where they have no order: with missing values, or of several types.
+
+    Raises
+    ------
+    ValueError
+        There are not as many labels as rows.
+    """
+    labels = np.asarray(y)
+    if labels.shape != (n_rows,):
+        raise ValueError(f"y must have one label for each of the {n_rows} rows of X, got shape {labels.shape}")
+    try:
+        kinds = np.unique(labels)
+    except TypeError:
+        return labels.astype(str)
+    return labels if (kinds == kinds).all() else labels.astype(str)  # NaN is not itself
 
 
 def of_run(folder: Path, model: Model, metadata: Mapping[str, Any], **known: Any) -> Subject:

@@ -10,7 +10,7 @@ from fastvae.files import replace_file
 from fastvae.reproduce.paper import FIGURES, Experiment, paper_curve
 from fastvae.reproduce.run import read_curves
 
-__all__ = ["curves_figure", "require_matplotlib", "save"]
+__all__ = ["curves_figure", "save"]
 
 _COLOURS = {"aevb": "#d1495b", "wake-sleep": "#2e7d6b", "mcem": "#3d5a98"}
 _NAMES = {"aevb": "AEVB", "wake-sleep": "wake-sleep", "mcem": "Monte Carlo EM"}
@@ -19,15 +19,6 @@ _TITLES = {"mnist": "MNIST", "freyface": "Frey Face"}
 _AXES = {"bound": "bound (nats)", "marginal likelihood": "marginal log-likelihood (nats)"}
 # The paper's own limits of the vertical axis, by what is measured and dataset; else those of the curves.
 _LIMITS = {("bound", "mnist"): (-155.0, -95.0), ("marginal likelihood", "mnist"): (-160.0, -100.0)}
-
-
-def require_matplotlib() -> None:
-    """Raise ImportError unless matplotlib is there."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError("figures need matplotlib: pip install 'fastvae[plot]'") from error
-    matplotlib.use("agg")
 
 
 def curves_figure(figure: str, experiments: Sequence[Experiment], folder: Path) -> Any:
