@@ -747,6 +747,23 @@ def test_resume_refuses_fewer_epochs_than_are_done(fastvae: Callable[..., Result
     assert (tmp_path / "run" / "config.toml").read_text() == before
 
 
+def test_a_finished_run_that_is_resumed_says_so(fastvae: Callable[..., Result], tmp_path: Path) -> None:
+    folder = ("--out", tmp_path / "run")
+    before = fastvae("train", *QUICK, *folder, "--json").json()
+    result = fastvae("train", *folder, "--resume", "--json")
+    assert "all 2 epochs are done; --epochs N with a larger N goes on" in result.err
+    assert result.json()["elbo_test"] == before["elbo_test"]
+    assert result.json()["report"] == str(tmp_path / "run" / "report.html")
+
+
+def test_the_options_of_a_run_that_is_there_can_be_printed(fastvae: Callable[..., Result], tmp_path: Path) -> None:
+    folder = ("--out", tmp_path / "run")
+    fastvae("train", *QUICK, *folder)
+    result = fastvae("train", *QUICK, *folder, "--print-config")
+    assert result.code == 0
+    assert "latent-dim = 2" in result.out
+
+
 def test_resume_stops_at_a_checkpoint_of_a_newer_fastvae(
     fastvae: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -322,8 +322,8 @@ def test_csv_of_one_column(tmp_path, text):
         ("1,2\n3\n", "line 2 has 1 cells.* 2"),
         ("a,b\n\n1,2\n1,2,3\n", "line 4 has 3 cells"),
         ("a,b,c\n1,2\n", "names 3 columns"),
-        ("a,b\n1,2\n3,x\n", "line 3, column 2: 'x' is not a number"),
-        ("1,2\n,3\n", "line 2, column 1: '' is not a number"),
+        ("a,b\n1,2\n3,x\n", "line 3, column 2: 'x' is not a number; turn every column into numbers"),
+        ("1,2\n,3\n", "line 2, column 1: '' is not a number; fill in what is missing"),
         ("1,b\n1,2\n", "line 1, column 2: 'b' is not a number"),
         ("a,b\nc,d\n", "line 2, column 1: 'c' is not a number"),
         ("a,b\n", "no rows"),
@@ -339,6 +339,12 @@ def test_malformed_csv(tmp_path, text, words):
         load_bytes(tmp_path, "x.csv", text.encode())
     assert str(tmp_path / "x.csv") in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_index_in_csv_is_data_and_said_to_be(tmp_path):
+    with pytest.warns(UserWarning, match="its first column has no name.*index=False"):
+        split = load_bytes(tmp_path, "x.csv", b",a\n0,1.5\n1,2.5\n", test_fraction=0)
+    np.testing.assert_array_equal(split.train.rows, [[0, 1.5], [1, 2.5]])
 
 
 def test_csv_that_is_not_text(tmp_path):

@@ -115,6 +115,14 @@ def test_without_rows_a_page_says_so(tmp_path: Path) -> None:
     assert "id=explorer-panel>" in text
 
 
+def test_rows_that_are_given_are_not_called_test_rows(tmp_path: Path) -> None:
+    text = page_of(fitted(), tmp_path / "run.html", image_shape=SHAPE)
+
+    assert "<dt>bound (ELBO) of" in text
+    assert "Rows above" in text
+    assert "test row" not in text.lower()
+
+
 def test_before_the_first_epoch_there_are_no_curves(tmp_path: Path) -> None:
     model = fitted(algorithm="mcem")
     model.history_.clear()
@@ -377,7 +385,7 @@ def test_sliders_and_buttons_move_the_picture(driver: Any, tmp_path: Path) -> No
     np.testing.assert_allclose(position(driver), codes[0], atol=1e-6)
     assert_shown(position(driver))
     starts = driver.find_elements(By.CSS_SELECTOR, ".start")
-    assert [start.accessible_name for start in starts] == [f"Start from test row {i}, label {i}" for i in range(3)]
+    assert [start.accessible_name for start in starts] == [f"Start from row {i}, label {i}" for i in range(3)]
     starts[2].click()
     np.testing.assert_allclose(position(driver), codes[2], atol=1e-6)
     assert_shown(position(driver))

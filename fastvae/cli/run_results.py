@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["write_results"]
 
+REPORT = "report.html"
+
 
 def write_results(session: Session) -> dict[str, Any]:
     """Measure the bounds, draw the pictures and return the run's figures."""
@@ -42,6 +44,7 @@ def write_results(session: Session) -> dict[str, Any]:
         "version": __version__,
         "checkpoint": str(session.checkpointing.newest),
         "out": str(session.folder),
+        "report": str(session.folder.path / REPORT),
     }
     session.folder.write("result.json", json.dumps(values, indent=2) + "\n")
     del split
@@ -98,4 +101,4 @@ def _draw(session: Session, bound: Bound | None) -> None:
         write_png(folder / "samples.png", grid(model.sample(100), shape))
     labels = known_labels(rows, split=part, data_dir=session.data_dir)
     known = {"dataset": rows, "split": part, "labels": labels, "bound": bound}
-    write_subject(folder / "report.html", of_run(folder, model, {"run": session.metadata()}, **known))
+    write_subject(folder / REPORT, of_run(folder, model, {"run": session.metadata()}, **known))

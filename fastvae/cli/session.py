@@ -45,7 +45,8 @@ class Session:
         if self.resumed:
             self._open()
         else:
-            self.folder.check_fresh()
+            if not options["print_config"]:
+                self.folder.check_fresh()
             if options["resume"]:
                 note(f"there is no run in {self.folder} to resume, so a new one starts there")
             self.model = new_model(context, options)
@@ -102,13 +103,20 @@ class Session:
                 f"{_engine_name(old['backend'], old['isa'])} began: the result will differ in its last bits"
             )
         note(f"resuming {path.name} at step {self.model.n_steps_}")
+        if self.model.n_steps_ >= self.model.n_epochs * self._steps_per_epoch:
+            note(f"all {self.model.n_epochs} epochs are done; --epochs N with a larger N goes on")
+
+    @property
+    def _steps_per_epoch(self) -> int:
+        from fastvae import settings
+
+        return self.model.n_samples_seen_ // settings.minibatch_rows(self.model)
 
     def _check_epochs(self) -> None:
-        from fastvae import settings
         from fastvae.errors import CheckpointError
 
         model, asked = self.model, self.options["epochs"]
-        epoch = -(-model.n_steps_ // (model.n_samples_seen_ // settings.minibatch_rows(model)))
+        epoch = -(-model.n_steps_ // self._steps_per_epoch)
         if "epochs" in self.given and asked < epoch:
             raise CheckpointError(
                 f"nothing to do for --epochs {asked}: the run in {self.folder} is at epoch {epoch} of "

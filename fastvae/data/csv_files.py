@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -52,6 +53,12 @@ def read_csv(path: Path) -> Content:
         raise
     except (ValueError, OSError, csv.Error) as error:
         raise _csv_error(path, error) from error
+    if is_header and not first[0].strip():
+        warnings.warn(
+            f"{path}: its first column has no name; an index that pandas wrote is data like any other column, "
+            "write the file with index=False to leave it out",
+            stacklevel=2,
+        )
     if is_header and len(first) != rows.shape[1]:
         raise DataError(f"{path}: its header names {len(first)} columns, but its rows have {rows.shape[1]}")
     # A cell with a line break in quotes makes a row of several lines; rows are then named by their order.
@@ -87,7 +94,9 @@ def _csv_error(path: Path, cause: BaseException) -> DataError:
                 bad = [column for column, cell in enumerate(cells, 1) if not _is_number(cell)]
                 if bad and (n_columns or len(bad) < len(cells)):
                     cell = cells[bad[0] - 1]
-                    mend = next((f"; separate cells by commas, not {mark!r}" for mark in ";\t" if mark in cell), "")
+                    mend = next((f"; separate cells by commas, not {mark!r}" for mark in ";\t" if mark in cell), None)
+                    if mend is None:
+                        mend = "; turn every column into numbers" if cell.strip() else "; fill in what is missing"
                     return DataError(f"{path}: line {reader.line_num}, column {bad[0]}: {cell!r} is not a number{mend}")
                 if n_columns and len(cells) != n_columns:
                     return DataError(

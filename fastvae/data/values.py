@@ -62,16 +62,16 @@ def check_values(dataset: Dataset, likelihood: str, mean: str) -> None:
             outside.add(start, below | (finite & (x > upper)))
     if not_finite.count:
         raise DataError(
-            f"{dataset.name}: {not_finite.describe()} is not a finite float32 number ({not_finite.count} such values "
+            f"{dataset.name}: {not_finite.describe()} is not a finite float32 number ({not_finite.told} "
             "in all; Input contains NaN, infinity or a value too large); remove or fill in those rows or columns"
         )
     if outside.count:
         model = "the bernoulli likelihood" if likelihood == "bernoulli" else "a gaussian with sigmoid mean"
         raise DataError(
-            f"{dataset.name}: {outside.describe()} is outside [0, 1] ({outside.count} such values in all"
+            f"{dataset.name}: {outside.describe()} is outside [0, 1] ({outside.told} in all"
             f"{'; Negative values in data' if negative else ''}), which "
             f"{model} cannot explain; scale the data to [0, 1] (grey levels by scale=1/255 or x.astype(np.uint8)), or "
-            "use likelihood='gaussian' with mean='identity'"
+            "use likelihood='gaussian' with mean='identity', for which columns are best standardised"
         )
 
 
@@ -88,6 +88,11 @@ class _Offenders:
         if n_failed and not self.count:
             self.first = start + int(failed.argmax())
         self.count += n_failed
+
+    @property
+    def told(self) -> str:
+        """How many they are."""
+        return f"{self.count} such value{'' if self.count == 1 else 's'}"
 
     def describe(self) -> str:
         rows: Any = self.dataset.rows

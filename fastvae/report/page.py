@@ -72,6 +72,7 @@ def write(
         model=model,
         title=title or path.stem,
         dataset=dataset,
+        split="",
         labels=labels,
         image_shape=image_shape or (None if dataset is None else dataset.image_shape),
         absent="no rows were given" if dataset is None else None,

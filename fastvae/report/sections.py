@@ -65,7 +65,7 @@ def final_figures(subject: Subject) -> list[tuple[str, str, str]]:
             (
                 with_error(found["elbo"], found["elbo_standard_error"]),
                 "nats per datapoint",
-                f"{subject.split} bound (ELBO) of {found['n_rows']:,} rows, {found['n_draws']} draws of z each; "
+                f"{subject.named('bound (ELBO)')} of {found['n_rows']:,} rows, {found['n_draws']} draws of z each; "
                 "± is the standard error over rows",
             )
         )
@@ -143,7 +143,8 @@ def _scatter(subject: Subject) -> str:
     labels = None if subject.labels is None else subject.labels[: len(codes)]
     frame = latent_frame(codes)
     inside = scatter_svg(codes, labels, frame, x_label=_z(first), y_label=_z(second))
-    what = f"Posterior means of {len(codes):,} {subject.split} rows" + ("" if labels is None else ", by label")
+    rows = subject.named("rows")
+    what = f"Posterior means of {len(codes):,} {rows}" + ("" if labels is None else ", by label")
     more = "" if subject.model.network_.latent_dim == 2 else ", the two most used dimensions"
     return (
         f"<figure class=chart><figcaption><b>{what}</b>"
@@ -170,7 +171,7 @@ def _images(subject: Subject, shape: tuple[int, int]) -> str:
     count = min(60, max(10, _MAX_PIXELS // subject.model.n_features_in_ // 10 * 10))
     if subject.pairs is not None:
         pairs = comparison_grid([rows[:count] for rows in subject.pairs], shape, ground=np.nan)
-        told = f"{subject.split.capitalize()} rows above, what the model makes of them below, line by line."
+        told = f"{subject.named('rows').capitalize()} above, what the model makes of them below, line by line."
         parts.append(_picture(pairs, "Reconstructions", told))
     samples = grid(subject.model.sample(count), shape, ground=np.nan)
     parts.append(_picture(samples, "Samples", "Means of p(x|z) for z drawn from the prior."))
@@ -192,7 +193,7 @@ def _profiles(subject: Subject) -> str:
     if subject.pairs is not None:
         rows = [
             (
-                f"{subject.split.capitalize()} row {i}",
+                subject.named(f"row {i}").capitalize(),
                 [Series("row", columns, seen.tolist(), "s1"), Series("reconstruction", columns, mean.tolist(), "s0")],
             )
             for i, (seen, mean) in enumerate(zip(*subject.pairs, strict=True))
@@ -232,7 +233,7 @@ def _starts(subject: Subject, value_range: tuple[float, float]) -> list[Start]:
     low, high = value_range
     return [
         Start(
-            f"{subject.split} row {i}" + ("" if labels is None else f", label {labels[i]}"),
+            subject.named(f"row {i}") + ("" if labels is None else f", label {labels[i]}"),
             codes[i],
             None if shape is None else (row.reshape(shape) - low) / (high - low),
         )

@@ -37,7 +37,7 @@ class Subject:
     dataset : Dataset or None
         Rows to reconstruct.
     split : str
-        Which part of the data these are, for captions.
+        Which part of the data these are; empty where that is not known.
     labels : ndarray of shape (N,), or None
     bound : Bound or None
         Of all rows of the dataset, where model and data have one.
@@ -75,7 +75,7 @@ class Subject:
                 "processor": backends.processor(),
             }
         if self.dataset is not None and self.bound is None and settings.has_bound(self.model):
-            self.bound = self.model.evaluate(self.dataset, n_draws=draws_for(self.split))
+            self.bound = self.model.evaluate(self.dataset, n_draws=draws_for(self.split or "test"))
 
     @cached_property
     def codes(self) -> Array | None:
@@ -91,6 +91,10 @@ class Subject:
             return None
         rows = self._first(PAIR_ROWS)
         return rows.as_seen(), self.model.inverse_transform(self.codes[: rows.n_rows])
+
+    def named(self, what: str) -> str:
+        """Name rows, or what was measured on them, with the part of the data that they are."""
+        return f"{self.split} {what}".strip()
 
     def _first(self, count: int) -> Dataset:
         assert self.dataset is not None

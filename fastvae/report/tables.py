@@ -86,7 +86,7 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]], *, best: int | N
 def duration(seconds: float) -> str:
     """Write a time with its unit."""
     if seconds < 100:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
