@@ -24,6 +24,7 @@ _LABELS = {
     "elbo": "bound, nats per datapoint",
     "log_px": "log p(x|z), nats per datapoint",
     "kl": "KL divergence, nats per datapoint",
+    "kl_per_dimension": "KL divergence of each latent dimension, nats per datapoint",
     "samples_per_second": "samples/s",
 }
 
@@ -60,7 +61,8 @@ def history(model: Model, column: str = "elbo", *, ax: Any = None) -> Any:
     ax = _axes(ax)
     for name, label in ((column, "train"), (f"{column}_test", "test")):
         if name in known:
-            values = [np.nan if value is None else value for value in known[name]]
+            gap = next((np.full(len(value), np.nan) for value in known[name] if isinstance(value, list)), np.nan)
+            values = [gap if value is None else value for value in known[name]]
             ax.plot(known["epoch"], values, label=label)
     ax.set_xlabel("epoch")
     ax.set_ylabel(_LABELS.get(column, column.replace("_", " ")))

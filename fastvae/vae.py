@@ -113,7 +113,8 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
     history_ : dict of str to list
         One value per epoch: ``epoch``, ``step``, ``elbo``, ``log_px``, ``kl`` (means over the epoch's minibatches while
         it trained), ``kl_weight``, ``learning_rate``, ``seconds``, ``samples_per_second``; with an `eval_set` also
-        ``elbo_test``, ``log_px_test``, ``kl_test`` (one draw per row, see `evaluate` for more), ``active_units``. Full
+        ``elbo_test``, ``log_px_test``, ``kl_test`` (one draw per row, see `evaluate` for more), ``active_units`` and
+        ``kl_per_dimension``, a list of J values, by which a latent dimension that falls out of use is seen. Full
         variational Bayes adds ``kl_theta`` (over N, and subtracted in ``elbo`` too); Monte Carlo EM has ``log_px``,
         ``log_pxz`` and ``acceptance`` in place of bound and KL divergence, the autoencoder ``log_px`` alone.
     n_features_in_ : int

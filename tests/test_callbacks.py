@@ -574,7 +574,9 @@ def test_loggers_have_the_whole_history_after_every_epoch_and_session(tmp_path: 
         {name: None if value != value else value for name, value in row.items()} for row in rows
     ]
     events = read_events(tmp_path / "events")
-    assert events.keys() == history.keys() - {"epoch", "step", "text"}
+    kl = {f"kl_per_dimension/{j}" for j in range(model.latent_dim)}
+    assert events.keys() == history.keys() - {"epoch", "step", "text", "kl_per_dimension"} | kl
+    assert [step for step, _ in events["kl_per_dimension/1"]] == [15, 20]
     for name in ("elbo", "kl", "learning_rate"):
         np.testing.assert_allclose(events[name], np.c_[history["step"], history[name]], rtol=1e-6)
     assert [step for step, _ in events["elbo_test"]] == [15, 20]

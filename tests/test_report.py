@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import struct
@@ -121,6 +122,18 @@ def test_rows_that_are_given_are_not_called_test_rows(tmp_path: Path) -> None:
     assert "<dt>bound (ELBO) of" in text
     assert "Rows above" in text
     assert "test row" not in text.lower()
+
+
+def test_the_kl_divergence_of_each_dimension_is_drawn_epoch_by_epoch(tmp_path: Path) -> None:
+    model = fitted()
+    kl = [[float(f"{3 - e / 10 + j:.4g}") for j in range(2)] for e in range(len(model.history_["epoch"]))]
+    model.history_.update(kl_per_dimension=kl, remark=["as <text>"] * len(kl))
+
+    text = page_of(model, tmp_path / "run.html", image_shape=SHAPE)
+
+    chart = text[text.index("KL divergence by dimension, test") :].partition("</figure>")[0]
+    assert f"z1 from {kl[0][1]:.2f} to {kl[-1][1]:.2f}; z0 from {kl[0][0]:.2f} to {kl[-1][0]:.2f}" in chart
+    assert "as &lt;text&gt;" in text
 
 
 def test_before_the_first_epoch_there_are_no_curves(tmp_path: Path) -> None:
@@ -519,8 +532,10 @@ def test_charts_tell_their_values_by_pointer_and_key(driver: Any, run_folder: Pa
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 
-    lines = (run_folder / "history.csv").read_text().splitlines()
-    columns = [dict(zip(lines[0].split(","), map(float, line.split(",")), strict=True)) for line in lines[1:]]
+    with (run_folder / "history.csv").open() as stream:
+        columns = [
+            {name: float(row[name]) for name in ("epoch", "elbo", "elbo_test")} for row in csv.DictReader(stream)
+        ]
     open_page(driver, run_folder / "report.html")
     chart = driver.find_element(By.CSS_SELECTOR, "#curves svg[data-chart]")
     tip = driver.find_element(By.CSS_SELECTOR, "#curves .tip")

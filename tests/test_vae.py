@@ -57,6 +57,8 @@ def test_fit_raises_the_bound_of_digits(engine: Engine) -> None:
     assert history["elbo"][-1] > -32
     assert split.test is not None
     assert model.evaluate(split.test, n_draws=1).summary()["elbo"] == history["elbo_test"][-1]
+    kl = model.evaluate(split.test, n_draws=1).kl_per_dimension
+    np.testing.assert_allclose(history["kl_per_dimension"][-1], kl, rtol=1e-3)
     assert {len(column) for column in history.values()} == {15}
 
 

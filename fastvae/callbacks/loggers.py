@@ -109,6 +109,8 @@ class JSONLogger(_FileLogger):
 class TensorBoard(Callback):
     """Write the columns of the history as scalars for TensorBoard, at the step that ended each epoch.
 
+    A column of lists, such as ``kl_per_dimension``, is ``kl_per_dimension/0``, ``kl_per_dimension/1``, ... there.
+
     Steps that an interrupted session made after its last checkpoint, and that are made again, are shown once.
 
     Parameters
@@ -142,8 +144,10 @@ class TensorBoard(Callback):
     def after_epoch(self, model: Model, epoch: int, history: History) -> None:
         """Write the row."""
         for name, column in history.items():
-            if name not in ("epoch", "step") and isinstance(column[-1], int | float):
-                self.writer.add_scalar(name, column[-1], history["step"][-1])
+            values = {f"{name}/{i}": v for i, v in enumerate(column[-1])} if isinstance(column[-1], list) else {}
+            for label, value in (values or {name: column[-1]}).items():
+                if name not in ("epoch", "step") and isinstance(value, int | float):
+                    self.writer.add_scalar(label, value, history["step"][-1])
         self.writer.flush()
 
     def after_training(self, model: Model, error: BaseException | None) -> None:

@@ -7,6 +7,7 @@ from html import escape
 
 import numpy as np
 
+from fastvae.callbacks.base import History
 from fastvae.kernels import Array
 from fastvae.report import explorer as explorers
 from fastvae.report.charts import Series, bar_chart, is_number, line_chart, number, scatter_svg, with_error
@@ -27,7 +28,7 @@ CURVES = (
     ("Accepted HMC transitions", "share", "acceptance", "", 3),
     ("Active units", "latent dimensions", "", "active_units", 0),
 )
-_MAX_BARS = 100
+_MAX_BARS, _MAX_LINES = 100, 8
 _PROFILES = 6
 _STARTS = 10
 # Of a picture, as the model has them: of larger images fewer are shown.
@@ -105,6 +106,8 @@ def _curves(subject: Subject) -> str:
             charts.append(line_chart(title, series, x_label="epoch", unit=unit, digits=digits, y_range=limits))
     if not charts:
         return "<p class=note>No epoch is complete yet.</p>"
+    if any(history.get("kl_per_dimension", ())):
+        charts.append(_kl_curves(history))
     speeds = history["samples_per_second"]
     series, limits = [Series("training", history["epoch"], speeds, "s0")], (0.0, 1.08 * max(speeds))
     charts.append(line_chart("Throughput", series, x_label="epoch", unit="samples/s", digits=0, y_range=limits))
@@ -113,6 +116,16 @@ def _curves(subject: Subject) -> str:
         "engine, without evaluation and checkpoints."
     )
     return f"<div class=charts>{''.join(charts)}</div><p class=note>{told}</p>"
+
+
+def _kl_curves(history: History) -> str:
+    """Draw the KL divergence of the latent dimensions that are most used in the end, epoch by epoch."""
+    known = [(epoch, kl) for epoch, kl in zip(history["epoch"], history["kl_per_dimension"], strict=True) if kl]
+    epochs, last = [epoch for epoch, _ in known], known[-1][1]
+    order = np.argsort(-np.array(last), kind="stable")[:_MAX_LINES].tolist()
+    series = [Series(f"z{j}", epochs, [kl[j] for _, kl in known], f"s{i}") for i, j in enumerate(order)]
+    unit = "nats per datapoint" + ("" if len(last) <= _MAX_LINES else f", the {_MAX_LINES} most used of {len(last):,}")
+    return line_chart("KL divergence by dimension, test", series, x_label="epoch", unit=unit)
 
 
 def _latents(subject: Subject) -> str:

@@ -98,11 +98,12 @@ def history_table(subject: Subject) -> str:
         return ""
     count = len(history["epoch"])
     kept = np.unique(np.linspace(0, count - 1, min(count, _HISTORY_ROWS)).round().astype(int)).tolist()
-    rows = [[_cell(history[name][i]) for name in history] for i in kept]
+    shown = [name for name, column in history.items() if not any(isinstance(value, list) for value in column)]
+    rows = [[_cell(history[name][i]) for name in shown] for i in kept]
     told = "" if len(kept) == count else f" ({len(kept)} of {count:,} epochs; all are in history.csv)"
     return (
         f"<details><summary>All columns, epoch by epoch{told}</summary>"
-        f"{table([name.replace('_', ' ') for name in history], rows)}</details>"
+        f"{table([name.replace('_', ' ') for name in shown], rows)}</details>"
     )
 
 
@@ -120,6 +121,8 @@ def _plain(value: Any) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
+    if not isinstance(value, int | float):
+        return str(value)
     if isinstance(value, int) or 0 < abs(value) < 0.01:
         return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
     return number(value, 0 if abs(value) >= 10_000 else 3)

@@ -181,7 +181,10 @@ def _callbacks(model: Model, eval_set: Any) -> list[Callback]:
         def measure(model: Model) -> dict[str, Any]:
             bound = model.evaluate(held_out, n_draws=PASSING_DRAWS).summary()
             columns = {"elbo_test": "elbo", "log_px_test": "log_px_z", "kl_test": "kl"}
-            return {column: bound[name] for column, name in columns.items()} | {"active_units": bound["active_units"]}
+            measured = {column: bound[name] for column, name in columns.items()}
+            # Of four digits: the history goes into every checkpoint.
+            kl = [float(f"{nats:.4g}") for nats in bound["kl_per_dimension"]]
+            return measured | {"active_units": bound["active_units"], "kl_per_dimension": kl}
 
         callbacks.append(EpochMetrics(measure))
     if model.verbose:
