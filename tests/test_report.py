@@ -575,6 +575,11 @@ def test_plot_history(axes: Any) -> None:
     assert train.get_ydata().tolist() == model.history_["elbo"]
     assert test.get_ydata().tolist() == model.history_["elbo_test"]
     assert axes.get_ylabel() == "bound, nats per datapoint"
+    axes.clear()
+    kl = [None, *model.history_["kl_per_dimension"][1:]]  # as of a session without an eval_set
+    model.history_["kl_per_dimension"] = kl
+    lines = plot.history(model, "kl_per_dimension", ax=axes).get_lines()
+    assert [line.get_ydata().tolist()[1:] for line in lines] == [[row[j] for row in kl[1:]] for j in range(2)]
     with pytest.raises(ValueError, match="column must be one of epoch, step, elbo"):
         plot.history(model, "loss", ax=axes)
     with pytest.raises(ValueError, match="no epoch of it is complete"):
