@@ -46,7 +46,7 @@ def main(work: Path) -> None:
             driver.execute_script("document.documentElement.style.scrollBehavior = 'auto';" + script)
             browser.next_frame(driver)
             picture = Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB")
-            picture.quantize(128, dither=Image.Dither.NONE).save(FOLDER / f"{name}.png", optimize=True)
+            picture.quantize(256, Image.Quantize.FASTOCTREE).save(FOLDER / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":
