@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tqdm
+from interruption import StopAt
 from sklearn.base import clone
 
 from fastvae import VAE
@@ -84,20 +85,6 @@ def assert_same_run(comp: VAE, ref: VAE) -> None:
         np.testing.assert_array_equal(comp.state_.extra[name], part, err_msg=name)
     assert comp.n_steps_ == ref.n_steps_
     assert without_times(comp.history_) == without_times(ref.history_)
-
-
-class StopAt(Callback):
-    """Ctrl-C after a chosen step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def next_stop(self, step: int) -> int | None:
-        return self.step if step < self.step else None
-
-    def after_steps(self, model: VAE, step: int) -> None:
-        if step == self.step:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from interruption import StopAt
 
 from fastvae import VAE, backends
-from fastvae.callbacks import Callback, Checkpoint
+from fastvae.callbacks import Checkpoint
 from fastvae.checkpoint import list_checkpoints, load_latest, read
 from fastvae.kernels import Array, Engine
 from fastvae.model_file import from_checkpoint
@@ -56,20 +57,6 @@ def make_vae(engine: Engine, **changes: Any) -> VAE:
         "backend": engine.NAME,
     }
     return VAE(**settings | changes)
-
-
-class StopAt(Callback):
-    """Ctrl-C after a chosen step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def next_stop(self, step: int) -> int | None:
-        return self.step if step < self.step else None
-
-    def after_steps(self, model: Any, step: int) -> None:
-        if step == self.step:
-            raise KeyboardInterrupt
 
 
 def held_out(model: VAE) -> Array | None:
