@@ -63,7 +63,7 @@ def report_of(source: str, name: str, flags: tuple[str, ...], architecture: str)
 def compiled(file: str, precision: str, architecture: str) -> dict[str, Kernel]:
     """The kernels of a file of the engine."""
     found = report_of(source_of(file), file, options(file, precision), architecture)
-    assert found.keys() == set(re.findall(r"^KERNEL\((\w+),", source_of(file), re.MULTILINE))
+    assert found.keys() == set(re.findall(r"^(?:AHEAD_)?KERNEL\((\w+),", source_of(file), re.MULTILINE))
     return found
 
 

@@ -48,6 +48,15 @@ struct Loop {
 
 DEVICE bool forward_is_over(const Loop* loop) { return loop && loop->step >= loop->limit; }
 DEVICE bool backward_is_over(const Loop* loop) { return loop && !loop->complete; }
+// Of a kernel that has begun ahead: wait, and say whether there is a step to be made.
+DEVICE bool forward_goes_on(const Loop* loop) {
+  wait_for_launch_before();
+  return !forward_is_over(loop);
+}
+DEVICE bool backward_goes_on(const Loop* loop) {
+  wait_for_launch_before();
+  return !backward_is_over(loop);
+}
 
 // Rows of ld floats. In the engine's own memory ld is a multiple of 16 and columns beyond the width are zero.
 struct Matrix {

@@ -18,43 +18,46 @@ struct Forward {
 // Grid: the tiles of y.
 template <int BM, int BN, int THREADS>
 DEVICE void forward_tile(const Forward& args, float* shared) {
-  if (forward_is_over(args.loop)) return;
   const Place place = tile_place<BM, BN>(blockIdx.x, args.fan_out);
   const int i0 = place.i, j0 = place.j;
+  const float* b = args.w.p + args.fan_in * args.w.ld + j0;
   Product<BM, BN, THREADS, true, false> product;
-  product.run(shared, {args.x.p, args.x.ld, args.rows}, {args.w.p, args.w.ld, args.fan_out}, args.fan_in, i0, j0,
-              [](const auto&, const auto&) {});
-  const float* b = args.w.p + args.fan_in * args.w.ld;
-  product.each([&](int i, int j, float c) {
+  product.begin_with([&](int, int j) { return j0 + j < args.fan_out ? read_early(b + j) : 0.0f; });
+  if (!product.run(
+          shared, {args.x.p, args.x.ld, args.rows}, {args.w.p, args.w.ld, args.fan_out}, args.fan_in, i0, j0, EARLY_B,
+          [&] { return forward_goes_on(args.loop); }, [](const auto&, const auto&) {}))
+    return;
+  product.each([&](int i, int j, float c, int) {
     if (i0 + i >= args.rows || j0 + j >= args.fan_out) return;
-    float y = activate(args.activation, c + b[j0 + j]);
+    float y = activate(args.activation, c);
     // a hidden layer is kept as the products read it, so that its slope is that of what they read
     args.y.p[(i0 + i) * args.y.ld + j0 + j] = args.activation == ACTIVATION_NONE ? y : rounded(y);
   });
 }
-KERNEL(forward_small, 128, Forward) {
+AHEAD_KERNEL(forward_small, 128, Forward) {
   SHARED_FLOATS(shared);
   forward_tile<SMALL>(args, shared);
 }
-KERNEL(forward_large, 256, Forward) {
+AHEAD_KERNEL(forward_large, 256, Forward) {
   SHARED_FLOATS(shared);
   forward_tile<LARGE>(args, shared);
 }
 
 // Grid: the tiles of dx.
-KERNEL(input_gradient_small, 128, InputGradient) {
+AHEAD_KERNEL(input_gradient_small, 128, InputGradient) {
   SHARED_FLOATS(shared);
-  if (!backward_is_over(args.loop)) input_gradient_tile<SMALL>(args, blockIdx.x, shared);
+  input_gradient_tile<SMALL>(args, blockIdx.x, shared);
 }
-KERNEL(input_gradient_large, 256, InputGradient) {
+AHEAD_KERNEL(input_gradient_large, 256, InputGradient) {
   SHARED_FLOATS(shared);
-  if (!backward_is_over(args.loop)) input_gradient_tile<LARGE>(args, blockIdx.x, shared);
+  input_gradient_tile<LARGE>(args, blockIdx.x, shared);
 }
 
 struct WeightGradient {  // of one layer
   Matrix x, dy;
   int rows, fan_in, fan_out;
   int first_block;  // of the layer's tiles in the grid
+  int early;        // whether dy is older than the launch before, too
   float* grad;      // (fan_in + 1, fan_out) contiguous, added to; or null, and the optimizer's step is made
   Matrix w;
   float *s0, *s1;  // the optimizer's state, laid out as w; s1 is Adam's alone
@@ -68,48 +71,65 @@ struct WeightGradients {
   const Loop* loop;
 };
 
-DEVICE void apply(const WeightGradient& layer, const Update& update, int i, int j, float g) {
+// A parameter and its state, or the gradient that is added to, read before the sums are made.
+struct Parameter {
+  float w, s0, s1;
+};
+
+DEVICE Parameter parameter_at(const WeightGradient& layer, int i, int j) {
+  if (layer.grad) return {read_early(layer.grad + static_cast<i64>(i) * layer.fan_out + j), 0.0f, 0.0f};
+  const i64 at = i * layer.w.ld + j;
+  return {read_early(layer.w.p + at), read_early(layer.s0 + at), layer.s1 ? read_early(layer.s1 + at) : 0.0f};
+}
+DEVICE void apply(const WeightGradient& layer, const Update& update, int i, int j, float g, Parameter p) {
   if (layer.grad) {
-    layer.grad[static_cast<i64>(i) * layer.fan_out + j] += g;
+    layer.grad[static_cast<i64>(i) * layer.fan_out + j] = p.w + g;
     return;
   }
   const i64 at = i * layer.w.ld + j;
-  const bool second = update.rule == RULE_ADAM;
-  float s0 = layer.s0[at], s1 = second ? layer.s1[at] : 0.0f;
-  layer.w.p[at] = updated(update, layer.w.p[at], g, s0, s1);
-  layer.s0[at] = s0;
-  if (second) layer.s1[at] = s1;
+  layer.w.p[at] = updated(update, p.w, g, p.s0, p.s1);
+  layer.s0[at] = p.s0;
+  if (layer.s1) layer.s1[at] = p.s1;
 }
 
 // Grid: the tiles of every layer, one after another. Blocks of a layer's first row of tiles sum dy for db besides.
 template <int BM, int BN, int THREADS>
 DEVICE void weight_gradient_tile(const WeightGradients& args, float* shared) {
-  if (backward_is_over(args.loop)) return;
   int l = 0;
   while (l + 1 < args.count && static_cast<int>(blockIdx.x) >= args.layers[l + 1].first_block) ++l;
   const WeightGradient& layer = args.layers[l];
   const Place place = tile_place<BM, BN>(blockIdx.x - layer.first_block, layer.fan_out);
   const int i0 = place.i, j0 = place.j;
-  Product<BM, BN, THREADS, false, false> product;
-  const bool with_bias = i0 == 0 && threadIdx.x < BN;
-  float db = 0.0f;
-  product.run(shared, {layer.x.p, layer.x.ld, layer.fan_in}, {layer.dy.p, layer.dy.ld, layer.fan_out}, layer.rows, i0,
-              j0, [&](const auto&, const auto& dy) {
-                if (with_bias)
-                  for (int k = 0; k < DEPTH; ++k) db += rounded(dy.p[k * dy.ld + threadIdx.x]);
-              });
-  const Update update = args.loop ? args.loop->now.update : Update{};  // once: no store can change it in registers
-  product.each([&](int i, int j, float c) {
-    if (i0 + i < layer.fan_in && j0 + j < layer.fan_out) apply(layer, update, i0 + i, j0 + j, c);
-  });
+  typedef Product<BM, BN, THREADS, false, false> TileProduct;
+  auto inside = [&](int i, int j) { return i0 + i < layer.fan_in && j0 + j < layer.fan_out; };
   const int column = j0 + threadIdx.x;
-  if (with_bias && column < layer.fan_out) apply(layer, update, layer.fan_in, column, db);
+  const bool with_bias = i0 == 0 && threadIdx.x < BN && column < layer.fan_out;
+  const auto parameters = TileProduct::beside(
+      [&](int i, int j) { return inside(i, j) ? parameter_at(layer, i0 + i, j0 + j) : Parameter{}; });
+  const Parameter bias = with_bias ? parameter_at(layer, layer.fan_in, column) : Parameter{};
+  TileProduct product;
+  product.begin_with([](int, int) { return 0.0f; });
+  float db = 0.0f;
+  const bool goes_on = product.run(
+      shared, {layer.x.p, layer.x.ld, layer.fan_in}, {layer.dy.p, layer.dy.ld, layer.fan_out}, layer.rows, i0, j0,
+      EARLY_A, [&] { return layer.early ? read_early(&args.loop->complete) != 0 : backward_goes_on(args.loop); },
+      [&](const auto&, const auto& dy) {
+        if (with_bias)
+          for (int k = 0; k < DEPTH; ++k) db += rounded(dy.p[k * dy.ld + threadIdx.x]);
+      });
+  if (layer.early) wait_for_launch_before();  // which may read w
+  if (!goes_on) return;
+  const Update update = args.loop ? args.loop->now.update : Update{};  // once: no store can change it in registers
+  product.each([&](int i, int j, float c, int e) {
+    if (inside(i, j)) apply(layer, update, i0 + i, j0 + j, c, parameters(i, j, e));
+  });
+  if (with_bias) apply(layer, update, layer.fan_in, column, db, bias);
 }
-KERNEL(weight_gradients_small, 128, WeightGradients) {
+AHEAD_KERNEL(weight_gradients_small, 128, WeightGradients) {
   SHARED_FLOATS(shared);
   weight_gradient_tile<SMALL>(args, shared);
 }
-KERNEL(weight_gradients_large, 256, WeightGradients) {
+AHEAD_KERNEL(weight_gradients_large, 256, WeightGradients) {
   SHARED_FLOATS(shared);
   weight_gradient_tile<LARGE>(args, shared);
 }

@@ -14,12 +14,19 @@ template <int BM, int BN, int THREADS>
 DEVICE void input_gradient_tile(const InputGradient& args, int tile, float* shared) {
   const Place place = tile_place<BM, BN>(tile, args.fan_in);
   const int i0 = place.i, j0 = place.j;
-  Product<BM, BN, THREADS, true, true> product;
-  product.run(shared, {args.dy.p, args.dy.ld, args.rows}, {args.w.p, args.w.ld, args.fan_in}, args.fan_out, i0, j0,
-              [](const auto&, const auto&) {});
-  product.each([&](int i, int j, float c) {
-    if (i0 + i >= args.rows || j0 + j >= args.fan_in) return;
-    float f = args.h.p ? slope(args.activation, rounded(args.h.p[(i0 + i) * args.h.ld + j0 + j])) : 1.0f;
-    args.dx.p[(i0 + i) * args.dx.ld + j0 + j] = c * f;
+  typedef Product<BM, BN, THREADS, true, true> TileProduct;
+  auto inside = [&](int i, int j) { return i0 + i < args.rows && j0 + j < args.fan_in; };
+  const auto h = TileProduct::beside([&](int i, int j) {
+    return args.h.p && inside(i, j) ? read_early(args.h.p + (i0 + i) * args.h.ld + j0 + j) : 0.0f;
+  });
+  TileProduct product;
+  product.begin_with([](int, int) { return 0.0f; });
+  if (!product.run(
+          shared, {args.dy.p, args.dy.ld, args.rows}, {args.w.p, args.w.ld, args.fan_in}, args.fan_out, i0, j0, EARLY_B,
+          [&] { return backward_goes_on(args.loop); }, [](const auto&, const auto&) {}))
+    return;
+  product.each([&](int i, int j, float c, int e) {
+    if (inside(i, j))
+      args.dx.p[(i0 + i) * args.dx.ld + j0 + j] = args.h.p ? c * slope(args.activation, rounded(h(i, j, e))) : c;
   });
 }

@@ -29,7 +29,7 @@ _SHAPE = {"rows": INT, "fan_in": INT, "fan_out": INT}
 _FORWARD = struct(x=MATRIX, w=MATRIX, y=MATRIX, **_SHAPE, activation=INT, loop=ADDRESS)
 INPUT_GRADIENT = struct(dy=MATRIX, w=MATRIX, h=MATRIX, dx=MATRIX, **_SHAPE, activation=INT, loop=ADDRESS)
 _WEIGHT_GRADIENT = struct(
-    x=MATRIX, dy=MATRIX, **_SHAPE, first_block=INT, grad=ADDRESS, w=MATRIX, s0=ADDRESS, s1=ADDRESS
+    x=MATRIX, dy=MATRIX, **_SHAPE, first_block=INT, early=INT, grad=ADDRESS, w=MATRIX, s0=ADDRESS, s1=ADDRESS
 )
 _MAX_LAYERS = 8
 _WEIGHT_GRADIENTS = struct(layers=(_WEIGHT_GRADIENT, _MAX_LAYERS), count=INT, loop=ADDRESS)
@@ -116,6 +116,7 @@ class Gradient(NamedTuple):
     """The parameters' gradient of one layer: its input, its rows, and where it goes.
 
     Either `grad`, the canonical gradient's address, is added to; or it is 0 and the optimizer steps on w with `state`.
+    `early` says that dy was written by a launch before the one before: in the fused loop alone.
     """
 
     layer: Layer
@@ -123,6 +124,7 @@ class Gradient(NamedTuple):
     rows: int
     grad: int = 0
     state: tuple[int, int] = (0, 0)
+    early: bool = False
 
 
 def weight_gradients(gradients: Iterable[Gradient], *, precision: str, loop: int = 0) -> Iterator[Launch]:
@@ -133,9 +135,9 @@ def weight_gradients(gradients: Iterable[Gradient], *, precision: str, loop: int
         layers, blocks = [], 0
         for g in group:
             shape = g.layer.fan_in, g.layer.fan_out
-            layers.append((g.x, g.layer.dy, g.rows, *shape, blocks, g.grad, g.layer.w, *g.state))
+            layers.append((g.x, g.layer.dy, g.rows, *shape, blocks, g.early, g.grad, g.layer.w, *g.state))
             blocks += tile.blocks(shape)
-        empty = (NOWHERE, NOWHERE, 0, 0, 0, 0, 0, NOWHERE, 0, 0)
+        empty = (NOWHERE, NOWHERE, 0, 0, 0, 0, 0, 0, NOWHERE, 0, 0)
         yield Launch.of(
             "dense", f"weight_gradients_{tile.name}", _WEIGHT_GRADIENTS, blocks, tile.threads,
             tile.shared_bytes(precision, False, False),

@@ -35,14 +35,15 @@ DEVICE int byte_row(int n) { return ((n + DEPTH - 1) / DEPTH * DEPTH + 111) / 12
 // share of their columns that falls to it.
 template <int BM, int BN, int THREADS>
 DEVICE void first_layer_tile(const FirstLayer& args, float* shared) {
-  if (forward_is_over(args.loop)) return;
   typedef Product<BM, BN, THREADS, true, false> TileProduct;
   const Place place = tile_place<BM, BN>(blockIdx.x, args.fan_out);
   const int i0 = place.i, j0 = place.j;
   const int n = args.fan_in, ld = byte_row(n);
-  const int rows = args.rows - i0 < BM ? args.rows - i0 : BM;
-  const i64 first_row = args.loop->step * args.rows + i0;
-  const i64 *index = args.index + first_row, *numbers = args.numbers + first_row;
+  // written by sample_backward and output_backward, behind which weight_gradients comes: no launch before writes them
+  const i64 step = read_early(&args.loop->step);
+  const bool over = step >= read_early(&args.loop->limit);
+  const int rows = over ? 0 : args.rows - i0 < BM ? args.rows - i0 : BM;
+  const i64 *index = args.index + step * args.rows + i0, *numbers = args.numbers + step * args.rows + i0;
   u8* bytes = reinterpret_cast<u8*>(shared + TileProduct::STAGES * TileProduct::B::floats);
 
   // What lies behind a row's end meets zeros of W, and rows behind the last are not stored.
@@ -58,26 +59,29 @@ DEVICE void first_layer_tile(const FirstLayer& args, float* shared) {
       bytes[e / n * ld + e % n] = args.data[index[e / n] * n + e % n];
   }
   commit_copies();
+  wait_for_launch_before();
+  if (over) return wait_copies<0>();
 
   float scale = args.scale;
   if (args.binarize != BINARIZE_NONE) {
     wait_copies<0>();
     block_barrier();
-    const u64 step = args.loop->first + args.loop->step;
+    const u64 number = args.loop->first + step;
     for (int e = threadIdx.x; e < rows * n; e += THREADS) {
       const int i = e / n, d = e % n;
       u8& byte = bytes[i * ld + d];
-      byte = binarized_pixel(args.binarize, args.seed, step, numbers[i], i0 + i, n, d, byte * scale) != 0.0f;
+      byte = binarized_pixel(args.binarize, args.seed, number, numbers[i], i0 + i, n, d, byte * scale) != 0.0f;
     }
     scale = 1.0f;
   }
 
+  const float* b = args.w.p + n * args.w.ld + j0;
   TileProduct product;
+  product.begin_with([&](int, int j) { return j0 + j < args.fan_out ? b[j] : 0.0f; });
   product.run(shared, {bytes, ld, scale}, {args.w.p, args.w.ld, args.fan_out}, n, j0);  // begins with a barrier
-  const float* b = args.w.p + n * args.w.ld;
-  product.each([&](int i, int j, float c) {
+  product.each([&](int i, int j, float c, int) {
     if (i >= rows || j0 + j >= args.fan_out) return;
-    args.y.p[(i0 + i) * args.y.ld + j0 + j] = rounded(activate(args.activation, c + b[j0 + j]));
+    args.y.p[(i0 + i) * args.y.ld + j0 + j] = rounded(activate(args.activation, c));
   });
 
   const int sharers = (args.fan_out + BN - 1) / BN, share = (n + sharers - 1) / sharers, first = j0 / BN * share;
@@ -87,18 +91,35 @@ DEVICE void first_layer_tile(const FirstLayer& args, float* shared) {
     args.x.p[(i0 + i) * args.x.ld + d] = bytes[i * ld + d] * scale;
   }
 }
-KERNEL(first_layer_small, 128, FirstLayer) {
+AHEAD_KERNEL(first_layer_small, 128, FirstLayer) {
   SHARED_FLOATS(shared);
   first_layer_tile<SMALL>(args, shared);
 }
-KERNEL(first_layer_large, 256, FirstLayer) {
+AHEAD_KERNEL(first_layer_large, 256, FirstLayer) {
   SHARED_FLOATS(shared);
   first_layer_tile<LARGE>(args, shared);
 }
 
 constexpr int ROWS = 2;
 constexpr int ROW_THREADS = 512;
-constexpr int BATCH = 16;  // weights that a thread asks for before it waits: memory answers them in one round
+
+DEVICE float4 four_early(const float* p, bool valid) {
+  return valid ? read_early(reinterpret_cast<const float4*>(p)) : float4{0.0f, 0.0f, 0.0f, 0.0f};
+}
+
+// sum += factor * w, of four columns; sum += d . w. Weights are rounded as tiles would round them.
+DEVICE void add_multiple(float4& sum, float factor, const float4& w) {
+  sum.x = multiply_add(factor, rounded(w.x), sum.x);
+  sum.y = multiply_add(factor, rounded(w.y), sum.y);
+  sum.z = multiply_add(factor, rounded(w.z), sum.z);
+  sum.w = multiply_add(factor, rounded(w.w), sum.w);
+}
+DEVICE void add_product(float& sum, const float4& d, const float4& w) {
+  sum = multiply_add(d.x, rounded(w.x), sum);
+  sum = multiply_add(d.y, rounded(w.y), sum);
+  sum = multiply_add(d.z, rounded(w.z), sum);
+  sum = multiply_add(d.w, rounded(w.w), sum);
+}
 
 struct SampleRows {
   Matrix h, w_heads, heads, z, w, y;  // h (M, H), heads (M, 2 J), z (R, J), y (R, fan_out)
@@ -108,61 +129,92 @@ struct SampleRows {
   const Loop* loop;
 };
 
-// Grid: one block per ROWS rows of the minibatch. Shared memory: h [ROWS][H], parts of the heads [slices][ROWS][2 J],
-// heads [ROWS][2 J], z [L][ROWS][J].
-KERNEL(sample_rows, ROW_THREADS, SampleRows) {
-  SHARED_FLOATS(h);
-  if (forward_is_over(args.loop)) return;
-  const int m0 = blockIdx.x * ROWS, n = 2 * args.latent_dim, slices = ROW_THREADS / n, thread = threadIdx.x;
-  float *parts = h + ROWS * args.hidden, *heads = parts + slices * ROWS * n, *z = heads + ROWS * n;
+// Shared memory of sample_rows: parts of the heads [slices][ROWS][2 J, whole fours], h [ROWS][H], heads [ROWS][2 J],
+// z [L][ROWS][J]. A block asks for its weights, all of them where they are not too many, while first_layer runs: their
+// way takes longer than the products.
+//
+// Grid: one block per ROWS rows of the minibatch.
+AHEAD_KERNEL(sample_rows, ROW_THREADS, SampleRows) {
+  SHARED_FLOATS(parts);
+  const int m0 = blockIdx.x * ROWS, n = 2 * args.latent_dim, thread = threadIdx.x;
+  const int fours = (n + 3) / 4, slices = ROW_THREADS / fours;  // a thread sums one slice of H for four of the heads
+  const int four = thread % fours * 4, slice = thread / fours, length = (args.hidden + slices - 1) / slices;
+  const int begin = slice * length, end = slice >= slices ? 0 : begin + length < args.hidden ? begin + length : args.hidden;
+  float *h = parts + slices * ROWS * 4 * fours, *heads = h + ROWS * args.hidden, *z = heads + ROWS * n;
+
+  constexpr int HEADS_AHEAD = 12, ROWS_AHEAD = 24;
+  float4 w_heads[HEADS_AHEAD];
+  auto ask_heads = [&](int k0) {
+    UNROLL
+    for (int u = 0; u < HEADS_AHEAD; ++u)
+      w_heads[u] = four_early(args.w_heads.p + (k0 + u) * args.w_heads.ld + four, k0 + u < end);
+  };
+  float w[ROWS_AHEAD], b;
+  auto ask_rows = [&](int column, int j0) {
+    b = read_early(args.w.p + args.latent_dim * args.w.ld + column);
+    UNROLL
+    for (int u = 0; u < ROWS_AHEAD; ++u)
+      w[u] = j0 + u < args.latent_dim ? read_early(args.w.p + (j0 + u) * args.w.ld + column) : 0.0f;
+  };
+  ask_heads(begin);
+  ask_rows(thread % args.fan_out, 0);
+  constexpr int sharers = 4;  // threads that add up the parts of one head of one row
+  const int head = thread / sharers;
+  float b_head = read_early(args.w_heads.p + args.hidden * args.w_heads.ld + head % n);
+  const u64 step = read_early(&args.loop->first) + read_early(&args.loop->step);
+  for (int e = thread; e < args.draws * ROWS * args.latent_dim; e += ROW_THREADS) {  // noise, where z is to be
+    const i64 row = static_cast<i64>(e / args.latent_dim / ROWS) * args.rows + m0 + e / args.latent_dim % ROWS;
+    z[e] = normal_at(args.seed, step, STREAM_LATENT, row * args.latent_dim + e % args.latent_dim);
+  }
+  if (!forward_goes_on(args.loop)) return;
+
   for (int e = thread; e < ROWS * args.hidden; e += ROW_THREADS) {
     const int m = m0 + e / args.hidden;
     h[e] = m < args.rows ? args.h.p[m * args.h.ld + e % args.hidden] : 0.0f;
   }
   block_barrier();
-
-  // a thread sums one slice of H for one column of the heads
-  if (thread < slices * n) {
-    const int column = thread % n, slice = thread / n, length = (args.hidden + slices - 1) / slices;
-    const int end = (slice + 1) * length < args.hidden ? (slice + 1) * length : args.hidden;
-    float sum[ROWS] = {};
-    for (int k0 = slice * length; k0 < end; k0 += BATCH) {
-      float w[BATCH];
+  if (slice < slices) {
+    float4 sum[ROWS] = {};
+    for (int k0 = begin; k0 < end; k0 += HEADS_AHEAD) {
+      if (k0 > begin) ask_heads(k0);
       UNROLL
-      for (int u = 0; u < BATCH; ++u) w[u] = k0 + u < end ? args.w_heads.p[(k0 + u) * args.w_heads.ld + column] : 0.0f;
-      UNROLL
-      for (int u = 0; u < BATCH; ++u) {
+      for (int u = 0; u < HEADS_AHEAD; ++u) {
         const int k = k0 + u < end ? k0 + u : k0;
         UNROLL
-        for (int r = 0; r < ROWS; ++r) sum[r] = multiply_add(h[r * args.hidden + k], rounded(w[u]), sum[r]);
+        for (int r = 0; r < ROWS; ++r) add_multiple(sum[r], h[r * args.hidden + k], w_heads[u]);
       }
     }
     UNROLL
-    for (int r = 0; r < ROWS; ++r) parts[(slice * ROWS + r) * n + column] = sum[r];
+    for (int r = 0; r < ROWS; ++r)
+      *reinterpret_cast<float4*>(parts + (slice * ROWS + r) * 4 * fours + four) = sum[r];
   }
   block_barrier();
-  for (int e = thread; e < ROWS * n; e += ROW_THREADS) {
+  for (int e0 = 0; e0 < ROWS * n; e0 += ROW_THREADS / sharers) {
+    const int e = e0 + head, r = e / n, column = e % n;
     float sum = 0.0f;
-    for (int slice = 0; slice < slices; ++slice) sum += parts[slice * ROWS * n + e];
-    heads[e] = sum + args.w_heads.p[args.hidden * args.w_heads.ld + e % n];
-    if (m0 + e / n < args.rows) args.heads.p[(m0 + e / n) * args.heads.ld + e % n] = heads[e];
+    for (int i = thread % sharers; e < ROWS * n && i < slices; i += sharers) sum += parts[(i * ROWS + r) * 4 * fours + column];
+    for (int distance = sharers / 2; distance; distance /= 2) sum += shuffle_xor(sum, distance);
+    if (e0 > 0 && e < ROWS * n) b_head = args.w_heads.p[args.hidden * args.w_heads.ld + column];
+    if (e >= ROWS * n || thread % sharers) continue;
+    heads[e] = sum + b_head;
+    if (m0 + r < args.rows) args.heads.p[(m0 + r) * args.heads.ld + column] = heads[e];
   }
   block_barrier();
 
   const int row = thread / 32;  // of this warp
   if (row < ROWS && m0 + row < args.rows) {
     const float *mu = heads + row * n, *logvar = mu + args.latent_dim;
-    const u64 step = args.loop->first + args.loop->step;
     float twice_kl = 0.0f;
     for (int j = thread % 32; j < args.latent_dim; j += 32) {
       const float sd = expf(0.5f * logvar[j]);
       twice_kl += mu[j] * mu[j] + exp_minus_1_minus(logvar[j], expf(logvar[j]));
       for (int l = 0; l < args.draws; ++l) {
         const i64 r = static_cast<i64>(l) * args.rows + m0 + row, element = r * args.latent_dim + j;
-        const float eps = normal_at(args.seed, step, STREAM_LATENT, element), sample = mu[j] + sd * eps;
+        float& place = z[(l * ROWS + row) * args.latent_dim + j];
+        const float eps = place, sample = mu[j] + sd * eps;
         args.eps[element] = eps;
         args.z.p[r * args.z.ld + j] = sample;
-        z[(l * ROWS + row) * args.latent_dim + j] = rounded(sample);
+        place = rounded(sample);
       }
     }
     twice_kl = warp_sum(twice_kl);
@@ -183,19 +235,16 @@ KERNEL(sample_rows, ROW_THREADS, SampleRows) {
   for (int e = thread; e < args.draws * args.fan_out; e += ROW_THREADS) {
     const int l = e / args.fan_out, column = e % args.fan_out;
     float sum[ROWS] = {};
-    for (int j0 = 0; j0 < args.latent_dim; j0 += BATCH) {
-      float w[BATCH];
+    for (int j0 = 0; j0 < args.latent_dim; j0 += ROWS_AHEAD) {
+      if (e > thread || j0 > 0) ask_rows(column, j0);
       UNROLL
-      for (int u = 0; u < BATCH; ++u) w[u] = j0 + u < args.latent_dim ? args.w.p[(j0 + u) * args.w.ld + column] : 0.0f;
-      UNROLL
-      for (int u = 0; u < BATCH; ++u) {
+      for (int u = 0; u < ROWS_AHEAD; ++u) {
         const int j = j0 + u < args.latent_dim ? j0 + u : j0;
         UNROLL
         for (int r = 0; r < ROWS; ++r)
           sum[r] = multiply_add(z[(l * ROWS + r) * args.latent_dim + j], rounded(w[u]), sum[r]);
       }
     }
-    const float b = args.w.p[args.latent_dim * args.w.ld + column];
     UNROLL
     for (int r = 0; r < ROWS; ++r)
       if (m0 + r < args.rows)
@@ -216,29 +265,38 @@ struct OutputLayer {
 // Grid: the tiles of D columns. A Gaussian's two heads are D columns apart, and D a multiple of 4.
 template <int BM, int BN, int THREADS, bool GAUSSIAN>
 DEVICE void output_layer_tile(const OutputLayer& args, float* shared) {
-  if (forward_is_over(args.loop)) return;
   const int n = args.density.data_dim;
   const Place place = tile_place<BM, BN>(blockIdx.x, n);
   const int i0 = place.i, j0 = place.j;
-  const float* b = args.w.p + args.fan_in * args.w.ld;
+  const float* b = args.w.p + args.fan_in * args.w.ld + j0;
   const Operand h = {args.h.p, args.h.ld, args.rows};
   auto nothing = [](const auto&, const auto&) {};
-  Product<BM, BN, THREADS, true, false> first, second;
-  first.run(shared, h, {args.w.p, args.w.ld, n}, args.fan_in, i0, j0, nothing);
+  typedef Product<BM, BN, THREADS, true, false> TileProduct;
+  const auto x = TileProduct::beside([&](int i, int j) {
+    const int r = i0 + i, d = j0 + j;
+    return r < args.rows && d < n ? read_early(args.x.p + r % args.x_rows * args.x.ld + d) : 0.0f;
+  });
+  TileProduct first, second;
+  first.begin_with([&](int, int j) { return j0 + j < n ? read_early(b + j) : 0.0f; });
+  if (GAUSSIAN) second.begin_with([&](int, int j) { return j0 + j < n ? read_early(b + n + j) : 0.0f; });
+  if (!first.run(
+          shared, h, {args.w.p, args.w.ld, n}, args.fan_in, i0, j0, EARLY_B, [&] { return forward_goes_on(args.loop); },
+          nothing))
+    return;
   block_barrier();
   if constexpr (GAUSSIAN) {
-    second.run(shared, h, {args.w.p + n, args.w.ld, n}, args.fan_in, i0, j0, nothing);
+    second.run(
+        shared, h, {args.w.p + n, args.w.ld, n}, args.fan_in, i0, j0, EARLY_B, [] { return true; }, nothing);
     block_barrier();
   }
 
   // terms of log p(x|z) come to shared memory, where each row is summed by THREADS / BM threads
   constexpr int ld = BN + 1, sharers = THREADS / BM;
-  first.each(GAUSSIAN ? second : first, [&](int i, int j, float a, float s) {
+  first.each([&](int i, int j, float a, int e) {
     const int r = i0 + i, d = j0 + j;
     float term = 0.0f;
     if (r < args.rows && d < n) {
-      const float x = args.x.p[r % args.x_rows * args.x.ld + d];
-      const Point p = GAUSSIAN ? gaussian(args.density, x, a + b[d], s + b[n + d]) : bernoulli(x, a + b[d]);
+      const Point p = GAUSSIAN ? gaussian(args.density, x(i, j, e), a, second.element(e)) : bernoulli(x(i, j, e), a);
       args.dout.p[r * args.dout.ld + d] = args.scale * p.dfirst;
       if (GAUSSIAN) args.dout.p[r * args.dout.ld + n + d] = args.scale * p.dsecond;
       term = p.log_px;
@@ -252,19 +310,19 @@ DEVICE void output_layer_tile(const OutputLayer& args, float* shared) {
   for (int distance = sharers / 2; distance; distance /= 2) sum += shuffle_xor(sum, distance);
   if (part == 0 && i0 + i < args.rows) args.log_px[static_cast<i64>(i0 + i) * args.column_tiles + j0 / BN] = sum;
 }
-KERNEL(bernoulli_layer_small, 128, OutputLayer) {
+AHEAD_KERNEL(bernoulli_layer_small, 128, OutputLayer) {
   SHARED_FLOATS(shared);
   output_layer_tile<SMALL, false>(args, shared);
 }
-KERNEL(bernoulli_layer_large, 256, OutputLayer) {
+AHEAD_KERNEL(bernoulli_layer_large, 256, OutputLayer) {
   SHARED_FLOATS(shared);
   output_layer_tile<LARGE, false>(args, shared);
 }
-KERNEL(gaussian_layer_small, 128, OutputLayer) {
+AHEAD_KERNEL(gaussian_layer_small, 128, OutputLayer) {
   SHARED_FLOATS(shared);
   output_layer_tile<SMALL, true>(args, shared);
 }
-KERNEL(gaussian_layer_large, 256, OutputLayer) {
+AHEAD_KERNEL(gaussian_layer_large, 256, OutputLayer) {
   SHARED_FLOATS(shared);
   output_layer_tile<LARGE, true>(args, shared);
 }
@@ -277,14 +335,17 @@ struct OutputBackward {
 // Grid: the tiles of dh, and one block behind them for the statistics.
 template <int BM, int BN, int THREADS>
 DEVICE void output_backward_tile(const OutputBackward& args, float* shared) {
-  if (blockIdx.x + 1 == gridDim.x) return sum_statistics<THREADS>(args.statistics, shared);
+  if (blockIdx.x + 1 == gridDim.x) {
+    wait_for_launch_before();
+    return sum_statistics<THREADS>(args.statistics, shared);
+  }
   input_gradient_tile<BM, BN, THREADS>(args.gradient, blockIdx.x, shared);
 }
-KERNEL(output_backward_small, 128, OutputBackward) {
+AHEAD_KERNEL(output_backward_small, 128, OutputBackward) {
   SHARED_FLOATS(shared);
   output_backward_tile<SMALL>(args, shared);
 }
-KERNEL(output_backward_large, 256, OutputBackward) {
+AHEAD_KERNEL(output_backward_large, 256, OutputBackward) {
   SHARED_FLOATS(shared);
   output_backward_tile<LARGE>(args, shared);
 }
@@ -296,94 +357,144 @@ struct SampleBackward {
   Loop* loop;
 };
 
-// Grid: one block per ROWS rows of the minibatch. Shared memory: dz [L][ROWS][J], dheads [ROWS][2 J].
-KERNEL(sample_backward, ROW_THREADS, SampleBackward) {
-  SHARED_FLOATS(dz);
-  if (backward_is_over(args.loop)) return;
-  if (blockIdx.x == 0 && threadIdx.x == 0) args.loop->step += 1;
+// Grid: one block per ROWS rows of the minibatch. Shared memory: dheads [ROWS][2 J, padded], dy [ROWS][fan_out, padded]
+// of one draw, heads [ROWS][2 J], eps and dz [L][ROWS][J]. Weights are asked for as in sample_rows.
+AHEAD_KERNEL(sample_backward, ROW_THREADS, SampleBackward) {
+  SHARED_FLOATS(dheads);
   const int m0 = blockIdx.x * ROWS, n = args.latent_dim, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  float* dheads = dz + args.draws * ROWS * n;
+  const int heads_ld = static_cast<int>(args.dheads.ld), dy_ld = static_cast<int>(args.dy.ld);
+  float *dy = dheads + ROWS * heads_ld, *heads = dy + ROWS * dy_ld, *eps = heads + ROWS * 2 * n;
+  float* dz = eps + args.draws * ROWS * n;
 
-  // a warp sums one column of dz
-  constexpr int half = BATCH / 2;
-  for (int e = warp; e < args.draws * n; e += ROW_THREADS / 32) {
-    const int l = e / n, j = e % n;
-    float sum[ROWS] = {};
-    for (int k0 = lane; k0 < args.fan_out; k0 += 32 * half) {
-      float w[half], dy[ROWS][half];
+  // a warp sums two columns of dz: lanes side by side along fan_out
+  constexpr int COLUMNS = 2, WARPS = ROW_THREADS / 32, DZ_AHEAD = 4;
+  float4 w[COLUMNS][DZ_AHEAD];
+  auto ask_dz = [&](int j0, int k0) {
+    UNROLL
+    for (int c = 0; c < COLUMNS; ++c) {
       UNROLL
-      for (int u = 0; u < half; ++u) {
-        const int k = k0 + 32 * u;
-        w[u] = k < args.fan_out ? args.w.p[j * args.w.ld + k] : 0.0f;
+      for (int u = 0; u < DZ_AHEAD; ++u) {
+        const int j = j0 + c * WARPS, k = k0 + 4 * (32 * u + lane);
+        w[c][u] = four_early(args.w.p + j * args.w.ld + k, j < n && k < args.fan_out);
+      }
+    }
+  };
+  // four lanes sum a row of dh, side by side along the heads; a block does several hundred rows at once
+  constexpr int LANES = 4, STEP = ROW_THREADS / LANES, DH_ROWS = 4, DH_AHEAD = 3;
+  const int dh_row = threadIdx.x / LANES, part = lane % LANES;
+  float4 w_heads[DH_ROWS][DH_AHEAD];
+  auto ask_dh = [&](int k0, int c0) {
+    UNROLL
+    for (int i = 0; i < DH_ROWS; ++i) {
+      UNROLL
+      for (int u = 0; u < DH_AHEAD; ++u) {
+        const int k = k0 + i * STEP + dh_row, c = c0 + 4 * (LANES * u + part);
+        w_heads[i][u] = four_early(args.w_heads.p + k * args.w_heads.ld + c, k < args.hidden && c < 2 * n);
+      }
+    }
+  };
+  ask_dz(warp, 0);
+  ask_dh(0, 0);
+  for (int e = threadIdx.x; e < ROWS * 2 * n; e += ROW_THREADS) {
+    const int m = m0 + e / (2 * n);
+    heads[e] = m < args.rows ? read_early(args.heads.p + m * args.heads.ld + e % (2 * n)) : 0.0f;
+  }
+  for (int e = threadIdx.x; e < args.draws * ROWS * n; e += ROW_THREADS) {
+    const int m = m0 + e / n % ROWS;
+    const i64 row = static_cast<i64>(e / n / ROWS) * args.rows + m;
+    eps[e] = m < args.rows ? read_early(args.eps + row * n + e % n) : 0.0f;
+  }
+  if (!backward_goes_on(args.loop)) return;
+  if (blockIdx.x == 0 && threadIdx.x == 0) args.loop->step += 1;
+
+  for (int l = 0; l < args.draws; ++l) {
+    block_barrier();  // dy may still be read
+    for (int e = 4 * threadIdx.x; e < ROWS * dy_ld; e += 4 * ROW_THREADS) {
+      const int m = m0 + e / dy_ld;
+      const float* from = args.dy.p + (static_cast<i64>(l) * args.rows + m) * args.dy.ld + e % dy_ld;
+      const float4 v = four_early(from, m < args.rows);
+      *reinterpret_cast<float4*>(dy + e) = {rounded(v.x), rounded(v.y), rounded(v.z), rounded(v.w)};
+    }
+    block_barrier();
+    for (int j0 = warp; j0 < n; j0 += COLUMNS * WARPS) {
+      float sum[COLUMNS][ROWS] = {};
+      for (int k0 = 0; k0 < args.fan_out; k0 += 4 * 32 * DZ_AHEAD) {
+        if (l > 0 || j0 > warp || k0 > 0) ask_dz(j0, k0);
         UNROLL
-        for (int r = 0; r < ROWS; ++r) {
-          const i64 row = static_cast<i64>(l) * args.rows + m0 + r;
-          dy[r][u] = k < args.fan_out && m0 + r < args.rows ? args.dy.p[row * args.dy.ld + k] : 0.0f;
+        for (int u = 0; u < DZ_AHEAD; ++u) {
+          const int k = k0 + 4 * (32 * u + lane);
+          if (k >= args.fan_out) continue;
+          UNROLL
+          for (int r = 0; r < ROWS; ++r) {
+            const float4 d = *reinterpret_cast<const float4*>(dy + r * dy_ld + k);
+            UNROLL
+            for (int c = 0; c < COLUMNS; ++c) add_product(sum[c][r], d, w[c][u]);
+          }
         }
       }
       UNROLL
-      for (int u = 0; u < half; ++u) {
+      for (int c = 0; c < COLUMNS; ++c) {
         UNROLL
-        for (int r = 0; r < ROWS; ++r) sum[r] = multiply_add(rounded(dy[r][u]), rounded(w[u]), sum[r]);
+        for (int r = 0; r < ROWS; ++r) {
+          const int j = j0 + c * WARPS;
+          const float total = warp_sum(sum[c][r]);
+          if (lane == 0 && j < n) dz[(l * ROWS + r) * n + j] = total;
+        }
       }
-    }
-    UNROLL
-    for (int r = 0; r < ROWS; ++r) {
-      sum[r] = warp_sum(sum[r]);
-      if (lane == 0) dz[(l * ROWS + r) * n + j] = sum[r];
     }
   }
   block_barrier();
 
+  for (int e = threadIdx.x; e < ROWS * heads_ld; e += ROW_THREADS) dheads[e] = 0.0f;
+  block_barrier();
   for (int e = threadIdx.x; e < ROWS * n; e += ROW_THREADS) {
     const int r = e / n, j = e % n, m = m0 + r;
-    float dmu = 0.0f, dlogvar = 0.0f;
-    if (m < args.rows) {
-      const float kl_scale = args.loop->now.kl_scale, *head = args.heads.p + m * args.heads.ld;
-      const float v = head[n + j], sd = expf(0.5f * v);
-      float dz_sum = 0.0f, dz_eps = 0.0f;
-      for (int l = 0; l < args.draws; ++l) {
-        const float eps = args.eps[(static_cast<i64>(l) * args.rows + m) * n + j];
-        float d = dz[(l * ROWS + r) * n + j];
-        if (args.sampled) d -= kl_scale * (head[j] + sd * eps);
-        dz_sum += d;
-        dz_eps += d * eps;
-      }
-      dmu = args.sampled ? dz_sum : dz_sum - kl_scale * head[j];
-      dlogvar = 0.5f * (sd * dz_eps - kl_scale * (args.sampled ? static_cast<float>(-args.draws)
-                                                               : exp_minus_1_minus(v, expf(v)) + v));
-      args.dheads.p[m * args.dheads.ld + j] = dmu;
-      args.dheads.p[m * args.dheads.ld + n + j] = dlogvar;
+    if (m >= args.rows) continue;
+    const float kl_scale = args.loop->now.kl_scale, mu = heads[r * 2 * n + j], v = heads[r * 2 * n + n + j];
+    const float sd = expf(0.5f * v);
+    float dz_sum = 0.0f, dz_eps = 0.0f;
+    for (int l = 0; l < args.draws; ++l) {
+      const float noise = eps[(l * ROWS + r) * n + j];
+      float d = dz[(l * ROWS + r) * n + j];
+      if (args.sampled) d -= kl_scale * (mu + sd * noise);
+      dz_sum += d;
+      dz_eps += d * noise;
     }
-    dheads[r * 2 * n + j] = rounded(dmu);
-    dheads[r * 2 * n + n + j] = rounded(dlogvar);
+    const float dmu = args.sampled ? dz_sum : dz_sum - kl_scale * mu;
+    const float of_kl = args.sampled ? static_cast<float>(-args.draws) : exp_minus_1_minus(v, expf(v)) + v;
+    const float dlogvar = 0.5f * (sd * dz_eps - kl_scale * of_kl);
+    args.dheads.p[m * args.dheads.ld + j] = dmu;
+    args.dheads.p[m * args.dheads.ld + n + j] = dlogvar;
+    dheads[r * heads_ld + j] = rounded(dmu);
+    dheads[r * heads_ld + n + j] = rounded(dlogvar);
   }
   block_barrier();
 
-  // four lanes sum one column of dh
-  constexpr int lanes = 4;
-  for (int k0 = warp * (32 / lanes); k0 < args.hidden; k0 += ROW_THREADS / lanes) {
-    const int k = k0 + lane / lanes, part = lane % lanes;
-    float sum[ROWS] = {};
-    for (int c0 = part; c0 < 2 * n; c0 += lanes * BATCH) {
-      float w[BATCH];
+  for (int k0 = 0; k0 < args.hidden; k0 += DH_ROWS * STEP) {
+    float sum[DH_ROWS][ROWS] = {};
+    for (int c0 = 0; c0 < 2 * n; c0 += 4 * LANES * DH_AHEAD) {
+      if (k0 > 0 || c0 > 0) ask_dh(k0, c0);
       UNROLL
-      for (int u = 0; u < BATCH; ++u) {
-        const int c = c0 + lanes * u;
-        w[u] = k < args.hidden && c < 2 * n ? args.w_heads.p[k * args.w_heads.ld + c] : 0.0f;
-      }
-      UNROLL
-      for (int u = 0; u < BATCH; ++u) {
-        const int c = c0 + lanes * u < 2 * n ? c0 + lanes * u : c0;
+      for (int u = 0; u < DH_AHEAD; ++u) {
+        const int c = c0 + 4 * (LANES * u + part);
+        if (c >= 2 * n) continue;
         UNROLL
-        for (int r = 0; r < ROWS; ++r) sum[r] = multiply_add(dheads[r * 2 * n + c], rounded(w[u]), sum[r]);
+        for (int r = 0; r < ROWS; ++r) {
+          const float4 d = *reinterpret_cast<const float4*>(dheads + r * heads_ld + c);
+          UNROLL
+          for (int i = 0; i < DH_ROWS; ++i) add_product(sum[i][r], d, w_heads[i][u]);
+        }
       }
     }
     UNROLL
-    for (int r = 0; r < ROWS; ++r) {
-      for (int distance = lanes / 2; distance; distance /= 2) sum[r] += shuffle_xor(sum[r], distance);
-      if (part == r && k < args.hidden && m0 + r < args.rows)
-        args.dh.p[(m0 + r) * args.dh.ld + k] = sum[r] * slope(args.activation, args.h.p[(m0 + r) * args.h.ld + k]);
+    for (int i = 0; i < DH_ROWS; ++i) {
+      const int k = k0 + i * STEP + dh_row;
+      UNROLL
+      for (int r = 0; r < ROWS; ++r) {
+        for (int distance = LANES / 2; distance; distance /= 2) sum[i][r] += shuffle_xor(sum[i][r], distance);
+        if (part == r && k < args.hidden && m0 + r < args.rows)
+          args.dh.p[(m0 + r) * args.dh.ld + k] = sum[i][r] * slope(args.activation, args.h.p[(m0 + r) * args.h.ld + k]);
+      }
     }
   }
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastvae.kernels import BINARIZE
-from fastvae.kernels.cuda.dense import ACTIVATIONS, DEPTH, INPUT_GRADIENT, SMALL, Layer, Tile, tile_for
+from fastvae.kernels.cuda.dense import ACTIVATIONS, DEPTH, INPUT_GRADIENT, SMALL, Layer, Tile, leading, tile_for
 from fastvae.kernels.cuda.gather import Dataset
 from fastvae.kernels.cuda.latent import Latent
 from fastvae.kernels.cuda.launch import ADDRESS, FLOAT, INT, MATRIX, WORD, Launch, Matrix, struct
@@ -87,13 +87,23 @@ def first_layer(
 
 def _sample_bytes(hidden: int, latent_dim: int, draws: int) -> int:
     n = 2 * latent_dim
-    return 4 * _ROWS * (hidden + (_ROW_THREADS // n + 1) * n + draws * latent_dim)
+    fours = -(-n // 4)
+    return 4 * _ROWS * (hidden + _ROW_THREADS // fours * 4 * fours + n + draws * latent_dim)
+
+
+def _sample_backward_bytes(latent_dim: int, fan_out: int, draws: int) -> int:
+    n = 2 * latent_dim
+    return 4 * _ROWS * (leading(n) + leading(fan_out) + n + n * draws)
 
 
 def sample_fits(encoder: tuple[Layer, ...], decoder: tuple[Layer, ...], rows: int, draws: int) -> bool:
     """Whether both sides have a hidden layer, and the rows between them are few and narrow enough for a block."""
     heads, latent_dim = encoder[-1], decoder[0].fan_in
-    fits = heads.fan_out <= _ROW_THREADS and _sample_bytes(heads.fan_in, latent_dim, draws) <= _SHARED_BYTES
+    sizes = (
+        _sample_bytes(heads.fan_in, latent_dim, draws),
+        _sample_backward_bytes(latent_dim, decoder[0].fan_out, draws),
+    )
+    fits = heads.fan_out <= _ROW_THREADS and max(sizes) <= _SHARED_BYTES
     return len(encoder) > 1 and len(decoder) > 1 and rows <= _MOST_ROWS and fits
 
 
@@ -110,7 +120,7 @@ def sample_rows(g: Latent, heads: Layer, below: Layer, above: Layer, *, activati
 
 def sample_backward(g: Latent, heads: Layer, below: Layer, above: Layer, *, activation: str) -> Launch:
     """Back from the decoder's first layer through the sample to the last hidden layer of the encoder."""
-    shared_bytes = 4 * _ROWS * (g.draws + 2) * g.latent_dim
+    shared_bytes = _sample_backward_bytes(g.latent_dim, above.fan_out, g.draws)
     return Launch.of(
         "phases", "sample_backward", _SAMPLE_BACKWARD, -(-g.rows // _ROWS), _ROW_THREADS, shared_bytes,
         dy=above.dy, w=above.w, heads=heads.y, dheads=heads.dy, w_heads=heads.w, h=below.y, dh=below.dy, eps=g.eps,

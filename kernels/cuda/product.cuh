@@ -85,6 +85,10 @@ struct ByteTile {
   }
 };
 
+// The operand of a product that is older than the launch before: weights are, beside activations and their gradients;
+// the input of a layer is, beside the gradient of its output.
+enum Early { EARLY_A, EARLY_B };
+
 // BM x BN of C by THREADS threads. A_ALONG: A is stored with K contiguous; B_ALONG likewise.
 template <int BM, int BN, int THREADS, bool A_ALONG, bool B_ALONG>
 struct Product {
@@ -122,16 +126,12 @@ struct Product {
     }
   }
 
-  // f(i, j, c, other's c) for each element of the tile that this thread holds.
-  template <typename F>
-  DEVICE void each(const Product& other, F f) const {
-    const int row = threadIdx.x / COLUMNS, column = threadIdx.x % COLUMNS;
-    UNROLL
-    for (int i = 0; i < TM; ++i) {
-      UNROLL
-      for (int j = 0; j < TN; ++j) f(row + i * (BM / TM), column + j * COLUMNS, c[i][j], other.c[i][j]);
-    }
+  static constexpr int elements = TM * TN;
+  static DEVICE Place place_of(int e) {
+    return {static_cast<int>(threadIdx.x) / COLUMNS + e / TN * (BM / TM),
+            static_cast<int>(threadIdx.x) % COLUMNS + e % TN * COLUMNS};
   }
+  DEVICE float& element(int e) { return c[e / TN][e % TN]; }
 #else
   // Each warp has TM x TN fragments of 16 x 8; warps lie WARPS_N to a row of warps.
   static constexpr int TN = 2, WARPS_N = BN / (8 * TN), TM = BM * WARPS_N * 32 / (16 * THREADS);
@@ -172,73 +172,109 @@ struct Product {
 #endif
   }
 
-  template <typename F>
-  DEVICE void each(const Product& other, F f) const {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int row = warp / WARPS_N * TM * 16 + lane / 4, column = warp % WARPS_N * TN * 8 + lane % 4 * 2;
-    UNROLL
-    for (int i = 0; i < TM; ++i) {
-      UNROLL
-      for (int j = 0; j < TN; ++j) {
-        UNROLL
-        for (int e = 0; e < 4; ++e) f(row + 16 * i + e / 2 * 8, column + 8 * j + e % 2, c[i][j][e], other.c[i][j][e]);
-      }
-    }
+  static constexpr int elements = TM * TN * 4;
+  static DEVICE Place place_of(int e) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, i = e / 4 / TN, j = e / 4 % TN;
+    return {warp / WARPS_N * TM * 16 + lane / 4 + 16 * i + e % 4 / 2 * 8,
+            warp % WARPS_N * TN * 8 + lane % 4 * 2 + 8 * j + e % 2};
   }
+  DEVICE float& element(int e) { return c[e / 4 / TN][e / 4 % TN][e % 4]; }
 #endif
 
+  // f(i, j, e) of each element of the tile that this thread holds, its e-th.
   template <typename F>
-  DEVICE void each(F f) const {
-    each(*this, [&](int i, int j, float element, float) { f(i, j, element); });
+  static DEVICE void each_place(F f) {
+    UNROLL
+    for (int e = 0; e < elements; ++e) f(place_of(e).i, place_of(e).j, e);
+  }
+  // f(i, j, c, e) of each.
+  template <typename F>
+  DEVICE void each(F f) {
+    each_place([&](int i, int j, int e) { f(i, j, element(e), e); });
+  }
+  // What is read at each place beside the sums, read(i, j): before they are made where tiles are small, since then it is
+  // latency that counts; else when it is asked for, since it would take the registers of another block.
+  template <typename F>
+  struct Beside {
+    static constexpr bool AHEAD = BM == 32;
+    F read;
+    decltype(read(0, 0)) kept[AHEAD ? elements : 1];
+
+    DEVICE Beside(F f) : read(f) {
+      if constexpr (AHEAD) each_place([&](int i, int j, int e) { kept[e] = read(i, j); });
+    }
+    DEVICE auto operator()(int i, int j, int e) const {
+      if constexpr (AHEAD) return kept[e];
+      return read(i, j);
+    }
+  };
+  template <typename F>
+  static DEVICE Beside<F> beside(F read) {
+    return Beside<F>(read);
+  }
+  // Begin the sums with f(i, j).
+  template <typename F>
+  DEVICE void begin_with(F f) {
+    each_place([&](int i, int j, int e) { element(e) = f(i, j); });
   }
 
-  // The tile at (i0, j0). `shared` holds STAGES * stage_floats; on_stage(a_tile, b_tile) sees each stage in order, the
-  // rest of the last one zero.
-  template <typename F>
-  DEVICE void run(float* shared, const Operand& a, const Operand& b, int depth, int i0, int j0, F on_stage) {
-    pipeline(
-        depth,
-        [&](int slot, int k0) {
-          A{shared + slot * stage_floats}.template fetch<THREADS>(a, depth, i0, k0);
-          B{shared + slot * stage_floats + A::floats}.template fetch<THREADS>(b, depth, j0, k0);
-        },
-        [&](int slot, int) {
-          const A a_tile{shared + slot * stage_floats};
-          const B b_tile{a_tile.p + A::floats};
-          multiply(a_tile, b_tile);
-          on_stage(a_tile, b_tile);
-        });
+  // Add the tile at (i0, j0). `shared` holds STAGES * stage_floats; on_stage(a_tile, b_tile) sees each stage in order, the
+  // rest of the last one zero. Of the operand `early`, which the launch before does not write, the first stages are
+  // asked for before begin(), which waits for that launch. False where begin() says so, and then there is no product.
+  template <typename Begin, typename F>
+  DEVICE bool run(float* shared, const Operand& a, const Operand& b, int depth, int i0, int j0, Early early,
+                  Begin begin, F on_stage) {
+    auto fetch_a = [&](int slot, int k0) {
+      A{shared + slot * stage_floats}.template fetch<THREADS>(a, depth, i0, k0);
+    };
+    auto fetch_b = [&](int slot, int k0) {
+      B{shared + slot * stage_floats + A::floats}.template fetch<THREADS>(b, depth, j0, k0);
+    };
+    auto use = [&](int slot, int) {
+      const A a_tile{shared + slot * stage_floats};
+      const B b_tile{a_tile.p + A::floats};
+      multiply(a_tile, b_tile);
+      on_stage(a_tile, b_tile);
+    };
+    return early == EARLY_A ? pipeline(depth, fetch_a, begin, fetch_b, use)
+                            : pipeline(depth, fetch_b, begin, fetch_a, use);
   }
 
-  // The same with all of A's rows in shared memory already; `shared` holds STAGES * B::floats.
+  // The same with all of A's rows in shared memory already, or on the way; `shared` holds STAGES * B::floats.
   DEVICE void run(float* shared, const ByteTile& a, const Operand& b, int depth, int j0) {
     pipeline(
-        depth, [&](int slot, int k0) { B{shared + slot * B::floats}.template fetch<THREADS>(b, depth, j0, k0); },
+        depth, [](int, int) {}, [] { return true; },
+        [&](int slot, int k0) { B{shared + slot * B::floats}.template fetch<THREADS>(b, depth, j0, k0); },
         [&](int slot, int k0) { multiply(ByteTile{a.p + k0, a.ld, a.scale}, B{shared + slot * B::floats}); });
   }
 
  private:
-  // fetch(slot, k0) asks for a stage, use(slot, k0) takes it STAGES - 1 stages later.
-  template <typename Fetch, typename Use>
-  DEVICE void pipeline(int depth, Fetch fetch, Use use) {
-    each_zero();
+  // early(slot, k0) and late(slot, k0) ask for a stage, use(slot, k0) takes it STAGES - 1 stages later.
+  template <typename AskEarly, typename Begin, typename AskLate, typename Use>
+  DEVICE bool pipeline(int depth, AskEarly early, Begin begin, AskLate late, Use use) {
     const int stages = (depth + DEPTH - 1) / DEPTH;
-    auto ask = [&](int s) {
-      if (s < stages) fetch(s % STAGES, s * DEPTH);
-      commit_copies();  // also where there is nothing to fetch, so that counts agree
-    };
-    for (int s = 0; s < STAGES - 1; ++s) ask(s);
+    for (int s = 0; s < STAGES - 1 && s < stages; ++s) early(s, s * DEPTH);
+    if (!begin()) {
+      commit_copies();
+      wait_copies<0>();
+      return false;
+    }
+    // one group for each stage, also where there is nothing to fetch, so that counts agree
+    for (int s = 0; s < STAGES - 1; ++s) {
+      if (s < stages) late(s, s * DEPTH);
+      commit_copies();
+    }
     for (int s = 0; s < stages; ++s) {
       wait_copies<STAGES - 2>();
       block_barrier();  // stage s is here, and nobody reads the slot of stage s - 1 any more
-      ask(s + STAGES - 1);
+      const int next = s + STAGES - 1;
+      if (next < stages) {
+        early(next % STAGES, next * DEPTH);
+        late(next % STAGES, next * DEPTH);
+      }
+      commit_copies();
       use(s % STAGES, s * DEPTH);
     }
-  }
-
-  DEVICE void each_zero() {
-    float* flat = reinterpret_cast<float*>(c);
-    UNROLL
-    for (int i = 0; i < static_cast<int>(sizeof c / sizeof(float)); ++i) flat[i] = 0.0f;
+    return true;
   }
 };

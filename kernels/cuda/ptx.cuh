@@ -3,9 +3,33 @@
 
 #define DEVICE __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
-#define KERNEL(name, threads, Arguments) \
-  extern "C" __global__ void __launch_bounds__(threads, 1) name(const __grid_constant__ Arguments args)
+// KERNEL waits for the launch before by itself; AHEAD_KERNEL does as much as it can before it waits. Registers are to
+// leave room for 512 threads of a multiprocessor.
+#define AHEAD_KERNEL(name, threads, Arguments) \
+  extern "C" __global__ void __launch_bounds__(threads, 512 / (threads)) name(const __grid_constant__ Arguments args)
+#define KERNEL(name, threads, Arguments)             \
+  DEVICE void name##_body(const Arguments& args);    \
+  AHEAD_KERNEL(name, threads, Arguments) {           \
+    wait_for_launch_before();                        \
+    name##_body(args);                               \
+  }                                                  \
+  DEVICE void name##_body(const Arguments& args)
 #define SHARED_FLOATS(name) extern __shared__ __align__(16) float name[]
+
+// Programmatic dependent launch, from sm_90 on. A kernel that is queued for it begins when every block of the launch
+// before has waited here. Until a thread has waited itself, it may read what launches before that one have written, by
+// `read_early`, and write nothing. Queued otherwise, it finds nothing to wait for.
+DEVICE void wait_for_launch_before() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+// Past the multiprocessor's own cache, which may be older than the launches before.
+template <typename T>
+DEVICE T read_early(const T* p) {
+  return __ldcg(p);
+}
 
 DEVICE void block_barrier() { __syncthreads(); }
 template <typename T>

@@ -176,6 +176,7 @@ class Step:
         work = self.work
         encoder = zip(work.encoder, inputs(work.encoder, work.x), strict=True)
         decoder = zip(work.decoder, inputs(work.decoder, work.z), strict=True)
-        sides = [(*pair, self.rows) for pair in encoder] + [(*pair, self.draws * self.rows) for pair in decoder]
-        for (layer, x, rows), s0, s1 in zip(sides, *self.slots, strict=True):
-            yield Gradient(layer, x, rows, state=(s0.p, s1.p if self.n_slots > 1 else 0))
+        sides = [(*pair, self.rows, False) for pair in encoder]
+        sides += [(*pair, self.draws * self.rows, True) for pair in decoder]  # the launch before is the encoder's
+        for (layer, x, rows, early), s0, s1 in zip(sides, *self.slots, strict=True):
+            yield Gradient(layer, x, rows, state=(s0.p, s1.p if self.n_slots > 1 else 0), early=early)

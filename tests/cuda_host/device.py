@@ -100,10 +100,11 @@ class HostBuffer:
 
 
 class HostGraph:
-    """Launches made by one call of the library, which no signal handler interrupts."""
+    """Launches made by one call of the library, which no signal handler interrupts; with `overlap`, two at a time."""
 
-    def __init__(self, device: HostDevice, launches: Sequence[Work], precision: str) -> None:
+    def __init__(self, device: HostDevice, launches: Sequence[Work], precision: str, *, overlap: bool = False) -> None:
         self._device, self._launches, self._library = device, list(launches), library(precision)
+        self._overlap = overlap
         self._products: list[Array] = []
         self._table = (HostLaunch * len(launches))(*map(self._host_launch, self._launches))
 
@@ -123,7 +124,7 @@ class HostGraph:
         error = ctypes.create_string_buffer(500)
         self._device.seed += 1
         seed = ctypes.c_uint64(self._device.seed)
-        done = self._library.run_launches(self._table, len(self._table), seed, error, len(error))
+        done = self._library.run_launches(self._table, len(self._table), self._overlap, seed, error, len(error))
         if error.value:
             raise RuntimeError(f"{self._launches[done]}: {error.value.decode()}")
         self._device.check()
@@ -171,7 +172,7 @@ class HostDevice:
 
     def graph(self, launches: Sequence[Work], precision: str) -> HostGraph:
         """Record launches."""
-        return HostGraph(self, launches, precision)
+        return HostGraph(self, launches, precision, overlap=True)
 
     def from_dlpack(self, value: Any) -> Any:
         """Return what the tests hand in."""

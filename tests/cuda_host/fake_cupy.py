@@ -177,7 +177,7 @@ class RawModule:
         self.code, self.precision = code, PRECISIONS[int(macro[1])]
 
     def get_function(self, name: str) -> RawKernel:
-        assert re.search(rf"^KERNEL\({name},", self.code, re.MULTILINE), f"no kernel {name} in this source"
+        assert re.search(rf"^(AHEAD_)?KERNEL\({name},", self.code, re.MULTILINE), f"no kernel {name} in this source"
         return RawKernel(name, self.precision)
 
 

@@ -57,3 +57,20 @@ KERNEL(missing_barrier, 64, Fault) {
   shared[threadIdx.x] = 1.0f;
   args.out[threadIdx.x] = shared[(threadIdx.x + 1) % 64];
 }
+
+// Begins before the launch before, but does not wait for it.
+AHEAD_KERNEL(no_wait_for_the_launch_before, 32, Fault) { args.out[threadIdx.x] = 0.0f; }
+
+// One thread of a block waits where the others do not.
+AHEAD_KERNEL(wait_of_half_the_threads, 64, Fault) {
+  if (threadIdx.x < 32) wait_for_launch_before();
+  block_barrier();
+  if (threadIdx.x >= 32) wait_for_launch_before();
+}
+
+// Reads what the launch before writes.
+AHEAD_KERNEL(read_too_early, 64, Fault) {
+  const float v = read_early(args.out + threadIdx.x);
+  wait_for_launch_before();
+  args.out[threadIdx.x] = v + 1.0f;
+}

@@ -28,6 +28,14 @@
 
 Index threadIdx, blockIdx, blockDim, gridDim;
 
+// A kernel's; or, without an entry, a product's, whose HostProduct the arguments are.
+struct HostLaunch {
+  const host::Entry* entry;
+  const void* arguments;
+  long arguments_size;
+  int blocks, threads, shared_bytes;
+};
+
 namespace host {
 namespace {
 
@@ -35,7 +43,9 @@ constexpr size_t stack_bytes = 128 << 10;
 constexpr int red_zone = 64;         // floats on either side of shared memory
 constexpr u32 poison = 0xffffffffu;  // a NaN
 
-enum class State { ready, at_barrier, in_warp, finished };
+constexpr size_t most_ahead = 20000;  // threads of a launch that begins before the one before has ended
+
+enum class State { ready, at_barrier, in_warp, behind, finished };  // behind: the launch before
 
 struct PendingCopy {
   float* to;
@@ -46,7 +56,7 @@ struct PendingCopy {
 struct Fiber {
   jmp_buf here;
   ucontext_t start;
-  bool started = false;
+  bool started = false, waited = false;
   State state = State::ready;
   int line = 0;
   std::vector<PendingCopy> copies;  // asked for; those before `copied` are carried out
@@ -60,20 +70,26 @@ struct Warp {
   int arrived = 0, line = 0;
 };
 
-struct Machine {
-  jmp_buf scheduler;
+struct Block {
+  unsigned index;
   std::vector<Fiber*> fibers;
   std::vector<Warp> warps;
-  int threads = 0, current = 0;
-  const Entry* entry = nullptr;
-  const void* arguments = nullptr;
   std::vector<float> shared;
+  bool held;  // until the launch before has ended
+};
+
+struct Machine {
+  jmp_buf scheduler;
+  std::vector<Fiber*> idle, all;
+  Block* block = nullptr;  // the one that runs
+  int current = 0;
+  const HostLaunch* launch = nullptr;
   std::mt19937_64 random;
   std::string error;
 } machine;
 std::mutex in_use;
 
-Fiber& self() { return *machine.fibers[machine.current]; }
+Fiber& self() { return *machine.block->fibers[machine.current]; }
 
 // Back to the scheduler, until it resumes this fiber.
 void wait_as(State state, int line) {
@@ -84,22 +100,39 @@ void wait_as(State state, int line) {
 
 void fiber_main() {
   for (;;) {  // once per block
-    machine.entry->run(machine.arguments);
+    const Entry& entry = *machine.launch->entry;
+    entry.run(machine.launch->arguments);
     if (!self().copies.empty()) machine.error = "a thread ends with asynchronous copies that it has not waited for";
+    if (entry.ahead && !self().waited) machine.error = "a thread ends without having waited for the launch before";
     wait_as(State::finished, 0);
   }
 }
 
-void add_fiber() {
-  auto* fiber = new Fiber;
-  void* stack = mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (stack == MAP_FAILED) throw std::bad_alloc();
+void begin_anew(Fiber* fiber, void* stack) {
+  fiber->started = false;
   getcontext(&fiber->start);
   fiber->start.uc_stack.ss_sp = stack;
   fiber->start.uc_stack.ss_size = stack_bytes;
   fiber->start.uc_link = nullptr;
   makecontext(&fiber->start, fiber_main, 0);
-  machine.fibers.push_back(fiber);
+}
+
+Fiber* take_fiber() {
+  if (machine.idle.empty()) {
+    void* stack =
+        mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (stack == MAP_FAILED) throw std::bad_alloc();
+    machine.all.push_back(new Fiber);
+    begin_anew(machine.all.back(), stack);
+    machine.idle.push_back(machine.all.back());
+  }
+  Fiber* fiber = machine.idle.back();
+  machine.idle.pop_back();
+  fiber->state = State::ready;
+  fiber->waited = false;
+  fiber->copies.clear();
+  fiber->copied = 0;
+  return fiber;
 }
 
 void resume(int thread) {
@@ -113,8 +146,9 @@ void resume(int thread) {
 }
 
 std::string where(int thread) {
-  const Fiber& fiber = *machine.fibers[thread];
+  const Fiber& fiber = *machine.block->fibers[thread];
   const char* what = fiber.state == State::finished     ? "has finished"
+                     : fiber.state == State::behind     ? "waits for the launch before"
                      : fiber.state == State::at_barrier ? "waits at a barrier of the block"
                                                         : "waits in an operation of its warp";
   return "thread " + std::to_string(thread) + " " + what + " (line " + std::to_string(fiber.line) + ")";
@@ -122,51 +156,92 @@ std::string where(int thread) {
 
 // Every thread waits or has finished: open the barrier that all are at, or say who is not.
 bool open_barrier() {
-  for (int i = 1; i < machine.threads; ++i) {
-    const Fiber &first = *machine.fibers[0], &fiber = *machine.fibers[i];
-    if (fiber.state != first.state || fiber.line != first.line) {
-      machine.error = "divergent threads: " + where(0) + ", " + where(i);
+  const std::vector<Fiber*>& fibers = machine.block->fibers;
+  for (size_t i = 1; i < fibers.size(); ++i) {
+    if (fibers[i]->state != fibers[0]->state || fibers[i]->line != fibers[0]->line) {
+      machine.error = "divergent threads: " + where(0) + ", " + where(static_cast<int>(i));
       return false;
     }
   }
-  if (machine.fibers[0]->state == State::in_warp) {
+  if (fibers[0]->state == State::in_warp) {
     machine.error = "a warp has fewer than 32 threads: " + where(0);
     return false;
   }
-  if (machine.fibers[0]->state == State::finished) return false;
-  for (int i = 0; i < machine.threads; ++i) machine.fibers[i]->state = State::ready;
+  if (fibers[0]->state == State::finished || fibers[0]->state == State::behind) return false;
+  for (Fiber* fiber : fibers) fiber->state = State::ready;
   return true;
 }
 
-void check_red_zones() {
+void check_red_zones(const std::vector<float>& shared) {
   for (int i = 0; i < red_zone; ++i)
-    if (bits(machine.shared[i]) != poison || bits(machine.shared[machine.shared.size() - 1 - i]) != poison)
+    if (bits(shared[i]) != poison || bits(shared[shared.size() - 1 - i]) != poison)
       machine.error = "shared memory is written out of bounds";
 }
 
-void run_block(int shared_bytes) {
-  machine.shared.resize(shared_bytes / 4 + 2 * red_zone);
-  std::fill(machine.shared.begin(), machine.shared.end(), from_bits(poison));
-  std::vector<int> order(machine.threads);
-  for (int i = 0; i < machine.threads; ++i) {
-    order[i] = i;
-    machine.fibers[i]->state = State::ready;
-    machine.fibers[i]->copies.clear();
-    machine.fibers[i]->copied = 0;
-  }
-  machine.warps.assign((machine.threads + 31) / 32, {});
+Block new_block(const HostLaunch& launch, unsigned index, bool held) {
+  Block block = {index, {}, {}, {}, held};
+  for (int i = 0; i < launch.threads; ++i) block.fibers.push_back(take_fiber());
+  block.warps.resize((launch.threads + 31) / 32);
+  block.shared.assign(launch.shared_bytes / 4 + 2 * red_zone, from_bits(poison));
+  return block;
+}
+
+// To its end; or, while it is held, to where it waits for the launch before.
+void run_block(const HostLaunch& launch, Block& block) {
+  machine.launch = &launch;
+  machine.block = &block;
+  blockIdx.x = block.index;
+  blockDim.x = static_cast<unsigned>(launch.threads);
+  gridDim.x = static_cast<unsigned>(launch.blocks);
+  std::vector<int> order(block.fibers.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int>(i);
   do {
     std::shuffle(order.begin(), order.end(), machine.random);
     for (bool any = true; any && machine.error.empty();) {
       any = false;
       for (int thread : order)
-        if (machine.fibers[thread]->state == State::ready) {
+        if (block.fibers[thread]->state == State::ready) {
           resume(thread);
           any = true;
         }
     }
   } while (machine.error.empty() && open_barrier());
-  check_red_zones();
+  if (!machine.error.empty()) return;
+  check_red_zones(block.shared);
+  if (block.fibers[0]->state == State::finished)
+    machine.idle.insert(machine.idle.end(), block.fibers.begin(), block.fibers.end());
+}
+
+void release(Block& block) {
+  block.held = false;
+  for (Fiber* fiber : block.fibers)
+    if (fiber->state == State::behind) fiber->state = State::ready;
+}
+
+// The blocks of a launch in a random order, as far as each comes.
+std::vector<Block> begin_ahead(const HostLaunch& launch) {
+  std::vector<Block> blocks;
+  for (int i = 0; i < launch.blocks; ++i) blocks.push_back(new_block(launch, i, true));
+  std::shuffle(blocks.begin(), blocks.end(), machine.random);
+  for (Block& block : blocks)
+    if (machine.error.empty()) run_block(launch, block);
+  return blocks;
+}
+
+void run_grid(const HostLaunch& launch, std::vector<Block>& begun) {
+  for (Block& block : begun) {
+    release(block);
+    if (machine.error.empty()) run_block(launch, block);
+  }
+  if (!begun.empty()) return;
+  std::vector<unsigned> order(launch.blocks);
+  for (unsigned i = 0; i < order.size(); ++i) order[i] = i;
+  std::shuffle(order.begin(), order.end(), machine.random);
+  for (unsigned index : order) {
+    Block block = new_block(launch, index, false);
+    run_block(launch, block);
+    if (!machine.error.empty()) return;
+  }
 }
 
 }  // namespace
@@ -175,7 +250,7 @@ void barrier(int line) { wait_as(State::at_barrier, line); }
 
 // A lane that comes to another operation than its warp waits at stays waiting, and open_barrier tells of it.
 void warp_together(Together together, void* mine, int line) {
-  Warp& warp = machine.warps[machine.current / 32];
+  Warp& warp = machine.block->warps[machine.current / 32];
   if (warp.arrived == 0) warp.line = line;
   if (warp.line == line) {
     warp.operands[machine.current % 32] = mine;
@@ -185,10 +260,15 @@ void warp_together(Together together, void* mine, int line) {
   together(warp.operands);
   warp.arrived = 0;
   for (int i = machine.current / 32 * 32; i < machine.current / 32 * 32 + 32; ++i)
-    machine.fibers[i]->state = State::ready;
+    machine.block->fibers[i]->state = State::ready;
 }
 
-float* shared_memory() { return machine.shared.data() + red_zone; }
+void wait_for_launch_before() {
+  self().waited = true;
+  if (machine.block->held) wait_as(State::behind, 0);
+}
+
+float* shared_memory() { return machine.block->shared.data() + red_zone; }
 
 // The copy happens when it is waited for: what is read before that is poison or old.
 void copy_async(float* shared, const float* from, bool valid) {
@@ -234,17 +314,18 @@ static void multiply(const HostProduct& p) {
   }
 }
 
-// A kernel's; or, without an entry, a product's, whose HostProduct the arguments are.
-struct HostLaunch {
-  const host::Entry* entry;
-  const void* arguments;
-  long arguments_size;
-  int blocks, threads, shared_bytes;
-};
+static void check_arguments(const HostLaunch& launch) {
+  if (launch.arguments_size == launch.entry->arguments_size && launch.threads == launch.entry->threads) return;
+  host::machine.error = "arguments of " + std::to_string(launch.arguments_size) + " bytes and " +
+                        std::to_string(launch.threads) + " threads, not " +
+                        std::to_string(launch.entry->arguments_size) + " and " + std::to_string(launch.entry->threads);
+}
 
-// Run launches one after another. Returns how many were run; fewer than given with `error` filled when one failed.
-extern "C" __attribute__((visibility("default"))) int run_launches(const HostLaunch* launches, int count, u64 seed,
-                                                                   char* error, int error_size) {
+// Run launches one after another. With `overlap`, a kernel that can begins before the launch before does anything, or,
+// as chance has it, when that has ended. Returns how many were run; fewer than given with `error` filled when one
+// failed.
+extern "C" __attribute__((visibility("default"))) int run_launches(const HostLaunch* launches, int count, int overlap,
+                                                                   u64 seed, char* error, int error_size) {
   std::lock_guard<std::mutex> guard(host::in_use);
   host::Machine& m = host::machine;
 #if defined(__SSE__)
@@ -253,47 +334,31 @@ extern "C" __attribute__((visibility("default"))) int run_launches(const HostLau
 #endif
   m.random.seed(seed);
   m.error.clear();
+  std::vector<host::Block> begun, next_begun;
   int done = 0;
-  for (; done < count && m.error.empty(); ++done) {
+  for (; done < count; ++done) {
     const HostLaunch& launch = launches[done];
     if (!launch.entry) {
       multiply(*static_cast<const HostProduct*>(launch.arguments));
       continue;
     }
-    if (launch.arguments_size != launch.entry->arguments_size || launch.threads != launch.entry->threads) {
-      m.error = "arguments of " + std::to_string(launch.arguments_size) + " bytes and " +
-                std::to_string(launch.threads) + " threads, not " + std::to_string(launch.entry->arguments_size) +
-                " and " + std::to_string(launch.entry->threads);
-      break;
-    }
-    while (static_cast<int>(m.fibers.size()) < launch.threads) host::add_fiber();
-    m.entry = launch.entry;
-    m.arguments = launch.arguments;
-    m.threads = launch.threads;
-    blockDim.x = static_cast<unsigned>(launch.threads);
-    gridDim.x = static_cast<unsigned>(launch.blocks);
-    std::vector<unsigned> blocks(gridDim.x);
-    for (unsigned i = 0; i < gridDim.x; ++i) blocks[i] = i;
-    std::shuffle(blocks.begin(), blocks.end(), m.random);
-    for (unsigned block : blocks) {
-      blockIdx.x = block;
-      host::run_block(launch.shared_bytes);
-      if (!m.error.empty()) break;
-    }
+    check_arguments(launch);
     if (!m.error.empty()) break;
+    const HostLaunch* next = done + 1 < count ? &launches[done + 1] : nullptr;
+    next_begun.clear();
+    if (overlap && next && next->entry && next->entry->ahead && m.random() % 4 &&
+        static_cast<size_t>(next->blocks) * next->threads <= host::most_ahead)
+      next_begun = host::begin_ahead(*next);
+    if (m.error.empty()) host::run_grid(launch, begun);
+    if (!m.error.empty()) break;
+    begun.swap(next_begun);
   }
 #if defined(__SSE__)
   _mm_setcsr(mode);
 #endif
   if (!m.error.empty()) {
-    for (host::Fiber* fiber : m.fibers) fiber->started = false;  // abandoned in the middle
-    for (host::Fiber* fiber : m.fibers) {
-      void* stack = fiber->start.uc_stack.ss_sp;
-      getcontext(&fiber->start);
-      fiber->start.uc_stack.ss_sp = stack;
-      fiber->start.uc_stack.ss_size = host::stack_bytes;
-      makecontext(&fiber->start, host::fiber_main, 0);
-    }
+    for (host::Fiber* fiber : m.all) host::begin_anew(fiber, fiber->start.uc_stack.ss_sp);  // some were in the middle
+    m.idle = m.all;
     std::string text = "block " + std::to_string(blockIdx.x) + ": " + m.error;
     std::snprintf(error, error_size, "%s", text.c_str());
   }

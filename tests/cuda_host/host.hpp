@@ -1,7 +1,7 @@
 // Twins of ptx.cuh on the CPU: the threads of a block are fibers, one block runs at a time.
 //
-// A fiber runs until it waits: at a barrier of the block, or in an operation of its warp, which the last lane to arrive
-// carries out for all. What cannot be seen here: races within one fiber's turn, the memory's ordering, the tensor
+// A fiber runs until it waits: at a barrier of the block, in an operation of its warp, which the last lane to arrive
+// carries out for all, or for the launch before, as whose first blocks begin its own first threads may have begun. What cannot be seen here: races within one fiber's turn, the memory's ordering, the tensor
 // cores' own rounding, occupancy, speed. What is checked: every thread of a block reaches the same barriers, every lane
 // of a warp the same warp operations; nothing is written beyond shared memory; asynchronous copies are waited for.
 #pragma once
@@ -21,6 +21,7 @@ extern Index threadIdx, blockIdx, blockDim, gridDim;
 namespace host {
 
 void barrier(int line);
+void wait_for_launch_before();
 // Arrive with the lane's operands; the last of the 32 lanes calls `together` on those of all, in lane order.
 typedef void (*Together)(void* const lanes[32]);
 void warp_together(Together together, void* mine, int line);
@@ -29,10 +30,12 @@ void copy_async(float* shared, const float* from, bool valid);
 void commit_copies();
 void wait_copies(int pending);
 
-// A kernel's entry in the library: its arguments' size, its threads, and a call with arguments given by address.
+// A kernel's entry in the library: its arguments' size, its threads, whether it begins ahead of the launch before, and a
+// call with arguments given by address.
 struct Entry {
   long arguments_size;
   int threads;
+  bool ahead;
   void (*run)(const void* arguments);
 };
 
@@ -40,15 +43,22 @@ struct Entry {
 
 #define DEVICE inline
 #define UNROLL
-#define KERNEL(name, threads, Arguments)                                                          \
+#define KERNEL_OF(name, threads, Arguments, ahead)                                                \
   static void name##_body(const Arguments& args);                                                 \
   static void name##_run(const void* args) { name##_body(*static_cast<const Arguments*>(args)); } \
   extern "C" __attribute__((visibility("default"), used))                                         \
-  const host::Entry entry_##name = {sizeof(Arguments), threads, name##_run};                      \
+  const host::Entry entry_##name = {sizeof(Arguments), threads, ahead, name##_run};               \
   static void name##_body(const Arguments& args)
+#define KERNEL(name, threads, Arguments) KERNEL_OF(name, threads, Arguments, false)
+#define AHEAD_KERNEL(name, threads, Arguments) KERNEL_OF(name, threads, Arguments, true)
 #define SHARED_FLOATS(name) float* name = host::shared_memory()
 
 #define block_barrier() host::barrier(__LINE__)
+DEVICE void wait_for_launch_before() { host::wait_for_launch_before(); }
+template <typename T>
+T read_early(const T* p) {
+  return *p;
+}
 
 template <typename T>
 T shuffle_xor(T v, int lane_mask) {
