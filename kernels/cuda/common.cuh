@@ -64,6 +64,17 @@ struct Matrix {
   i64 ld;
 };
 
+// p[at], and of four neighbours at a multiple of four; zero when not `valid`. Without a branch, so that many are asked
+// for one right behind the other.
+DEVICE float early_at(const float* p, i64 at, bool valid) {
+  const float v = read_early(p + (valid ? at : 0));
+  return valid ? v : 0.0f;
+}
+DEVICE float4 early_four_at(const float* p, i64 at, bool valid) {
+  const float4 v = read_early(reinterpret_cast<const float4*>(p + (valid ? at : 0)));
+  return valid ? v : float4{0.0f, 0.0f, 0.0f, 0.0f};
+}
+
 template <typename T>
 DEVICE T warp_sum(T v) {
   for (int distance = 16; distance; distance /= 2) v += shuffle_xor(v, distance);

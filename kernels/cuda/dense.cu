@@ -22,7 +22,7 @@ DEVICE void forward_tile(const Forward& args, float* shared) {
   const int i0 = place.i, j0 = place.j;
   const float* b = args.w.p + args.fan_in * args.w.ld + j0;
   Product<BM, BN, THREADS, true, false> product;
-  product.begin_with([&](int, int j) { return j0 + j < args.fan_out ? read_early(b + j) : 0.0f; });
+  product.begin_with([&](int, int j) { return early_at(b, j, j0 + j < args.fan_out); });
   if (!product.run(
           shared, {args.x.p, args.x.ld, args.rows}, {args.w.p, args.w.ld, args.fan_out}, args.fan_in, i0, j0, EARLY_B,
           [&] { return forward_goes_on(args.loop); }, [](const auto&, const auto&) {}))
@@ -76,10 +76,11 @@ struct Parameter {
   float w, s0, s1;
 };
 
-DEVICE Parameter parameter_at(const WeightGradient& layer, int i, int j) {
-  if (layer.grad) return {read_early(layer.grad + static_cast<i64>(i) * layer.fan_out + j), 0.0f, 0.0f};
+DEVICE Parameter parameter_at(const WeightGradient& layer, int i, int j, bool valid) {
+  if (layer.grad) return {early_at(layer.grad, static_cast<i64>(i) * layer.fan_out + j, valid), 0.0f, 0.0f};
   const i64 at = i * layer.w.ld + j;
-  return {read_early(layer.w.p + at), read_early(layer.s0 + at), layer.s1 ? read_early(layer.s1 + at) : 0.0f};
+  const float s1 = layer.s1 ? early_at(layer.s1, at, valid) : 0.0f;
+  return {early_at(layer.w.p, at, valid), early_at(layer.s0, at, valid), s1};
 }
 DEVICE void apply(const WeightGradient& layer, const Update& update, int i, int j, float g, Parameter p) {
   if (layer.grad) {
@@ -105,8 +106,8 @@ DEVICE void weight_gradient_tile(const WeightGradients& args, float* shared) {
   const int column = j0 + threadIdx.x;
   const bool with_bias = i0 == 0 && threadIdx.x < BN && column < layer.fan_out;
   const auto parameters = TileProduct::beside(
-      [&](int i, int j) { return inside(i, j) ? parameter_at(layer, i0 + i, j0 + j) : Parameter{}; });
-  const Parameter bias = with_bias ? parameter_at(layer, layer.fan_in, column) : Parameter{};
+      [&](int i, int j) { return parameter_at(layer, i0 + i, j0 + j, inside(i, j)); });
+  const Parameter bias = parameter_at(layer, layer.fan_in, column, with_bias);
   TileProduct product;
   product.begin_with([](int, int) { return 0.0f; });
   float db = 0.0f;

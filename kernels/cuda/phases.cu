@@ -103,10 +103,6 @@ AHEAD_KERNEL(first_layer_large, 256, FirstLayer) {
 constexpr int ROWS = 2;
 constexpr int ROW_THREADS = 512;
 
-DEVICE float4 four_early(const float* p, bool valid) {
-  return valid ? read_early(reinterpret_cast<const float4*>(p)) : float4{0.0f, 0.0f, 0.0f, 0.0f};
-}
-
 // sum += factor * w, of four columns; sum += d . w. Weights are rounded as tiles would round them.
 DEVICE void add_multiple(float4& sum, float factor, const float4& w) {
   sum.x = multiply_add(factor, rounded(w.x), sum.x);
@@ -142,19 +138,19 @@ AHEAD_KERNEL(sample_rows, ROW_THREADS, SampleRows) {
   const int begin = slice * length, end = slice >= slices ? 0 : begin + length < args.hidden ? begin + length : args.hidden;
   float *h = parts + slices * ROWS * 4 * fours, *heads = h + ROWS * args.hidden, *z = heads + ROWS * n;
 
-  constexpr int HEADS_AHEAD = 12, ROWS_AHEAD = 24;
+  constexpr int HEADS_AHEAD = 10, ROWS_AHEAD = 20;  // as the paper's network wants
   float4 w_heads[HEADS_AHEAD];
   auto ask_heads = [&](int k0) {
     UNROLL
     for (int u = 0; u < HEADS_AHEAD; ++u)
-      w_heads[u] = four_early(args.w_heads.p + (k0 + u) * args.w_heads.ld + four, k0 + u < end);
+      w_heads[u] = early_four_at(args.w_heads.p, (k0 + u) * args.w_heads.ld + four, k0 + u < end);
   };
   float w[ROWS_AHEAD], b;
   auto ask_rows = [&](int column, int j0) {
     b = read_early(args.w.p + args.latent_dim * args.w.ld + column);
     UNROLL
     for (int u = 0; u < ROWS_AHEAD; ++u)
-      w[u] = j0 + u < args.latent_dim ? read_early(args.w.p + (j0 + u) * args.w.ld + column) : 0.0f;
+      w[u] = early_at(args.w.p, (j0 + u) * args.w.ld + column, j0 + u < args.latent_dim);
   };
   ask_heads(begin);
   ask_rows(thread % args.fan_out, 0);
@@ -274,11 +270,11 @@ DEVICE void output_layer_tile(const OutputLayer& args, float* shared) {
   typedef Product<BM, BN, THREADS, true, false> TileProduct;
   const auto x = TileProduct::beside([&](int i, int j) {
     const int r = i0 + i, d = j0 + j;
-    return r < args.rows && d < n ? read_early(args.x.p + r % args.x_rows * args.x.ld + d) : 0.0f;
+    return early_at(args.x.p, r % args.x_rows * args.x.ld + d, r < args.rows && d < n);
   });
   TileProduct first, second;
-  first.begin_with([&](int, int j) { return j0 + j < n ? read_early(b + j) : 0.0f; });
-  if (GAUSSIAN) second.begin_with([&](int, int j) { return j0 + j < n ? read_early(b + n + j) : 0.0f; });
+  first.begin_with([&](int, int j) { return early_at(b, j, j0 + j < n); });
+  if (GAUSSIAN) second.begin_with([&](int, int j) { return early_at(b, n + j, j0 + j < n); });
   if (!first.run(
           shared, h, {args.w.p, args.w.ld, n}, args.fan_in, i0, j0, EARLY_B, [&] { return forward_goes_on(args.loop); },
           nothing))
@@ -375,12 +371,13 @@ AHEAD_KERNEL(sample_backward, ROW_THREADS, SampleBackward) {
       UNROLL
       for (int u = 0; u < DZ_AHEAD; ++u) {
         const int j = j0 + c * WARPS, k = k0 + 4 * (32 * u + lane);
-        w[c][u] = four_early(args.w.p + j * args.w.ld + k, j < n && k < args.fan_out);
+        w[c][u] = early_four_at(args.w.p, j * args.w.ld + k, j < n && k < args.fan_out);
       }
     }
   };
-  // four lanes sum a row of dh, side by side along the heads; a block does several hundred rows at once
-  constexpr int LANES = 4, STEP = ROW_THREADS / LANES, DH_ROWS = 4, DH_AHEAD = 3;
+  // two lanes sum a row of dh, side by side along the heads; a block does several hundred rows at once
+  constexpr int LANES = 2, STEP = ROW_THREADS / LANES, DH_ROWS = 2, DH_AHEAD = 5;
+  static_assert(ROWS <= LANES, "a lane stores a row of the minibatch");
   const int dh_row = threadIdx.x / LANES, part = lane % LANES;
   float4 w_heads[DH_ROWS][DH_AHEAD];
   auto ask_dh = [&](int k0, int c0) {
@@ -389,7 +386,7 @@ AHEAD_KERNEL(sample_backward, ROW_THREADS, SampleBackward) {
       UNROLL
       for (int u = 0; u < DH_AHEAD; ++u) {
         const int k = k0 + i * STEP + dh_row, c = c0 + 4 * (LANES * u + part);
-        w_heads[i][u] = four_early(args.w_heads.p + k * args.w_heads.ld + c, k < args.hidden && c < 2 * n);
+        w_heads[i][u] = early_four_at(args.w_heads.p, k * args.w_heads.ld + c, k < args.hidden && c < 2 * n);
       }
     }
   };
@@ -397,12 +394,12 @@ AHEAD_KERNEL(sample_backward, ROW_THREADS, SampleBackward) {
   ask_dh(0, 0);
   for (int e = threadIdx.x; e < ROWS * 2 * n; e += ROW_THREADS) {
     const int m = m0 + e / (2 * n);
-    heads[e] = m < args.rows ? read_early(args.heads.p + m * args.heads.ld + e % (2 * n)) : 0.0f;
+    heads[e] = early_at(args.heads.p, m * args.heads.ld + e % (2 * n), m < args.rows);
   }
   for (int e = threadIdx.x; e < args.draws * ROWS * n; e += ROW_THREADS) {
     const int m = m0 + e / n % ROWS;
     const i64 row = static_cast<i64>(e / n / ROWS) * args.rows + m;
-    eps[e] = m < args.rows ? read_early(args.eps + row * n + e % n) : 0.0f;
+    eps[e] = early_at(args.eps, row * n + e % n, m < args.rows);
   }
   if (!backward_goes_on(args.loop)) return;
   if (blockIdx.x == 0 && threadIdx.x == 0) args.loop->step += 1;
@@ -411,8 +408,8 @@ AHEAD_KERNEL(sample_backward, ROW_THREADS, SampleBackward) {
     block_barrier();  // dy may still be read
     for (int e = 4 * threadIdx.x; e < ROWS * dy_ld; e += 4 * ROW_THREADS) {
       const int m = m0 + e / dy_ld;
-      const float* from = args.dy.p + (static_cast<i64>(l) * args.rows + m) * args.dy.ld + e % dy_ld;
-      const float4 v = four_early(from, m < args.rows);
+      const i64 row = static_cast<i64>(l) * args.rows + m;
+      const float4 v = early_four_at(args.dy.p, row * args.dy.ld + e % dy_ld, m < args.rows);
       *reinterpret_cast<float4*>(dy + e) = {rounded(v.x), rounded(v.y), rounded(v.z), rounded(v.w)};
     }
     block_barrier();

@@ -51,13 +51,16 @@ struct Tile {
 
   template <int THREADS>
   DEVICE void fetch(const Operand& from, int depth, int i0, int k0) const {
-    constexpr int slow = ALONG ? ROWS : DEPTH, groups = (ALONG ? DEPTH : ROWS) / 4;
-    const int slow0 = ALONG ? i0 : k0, fast0 = ALONG ? k0 : i0;
+    constexpr int slow = ALONG ? ROWS : DEPTH, groups = (ALONG ? DEPTH : ROWS) / 4, step = THREADS / groups;
+    static_assert(THREADS % groups == 0 && slow % step == 0, "every thread copies as many fours, below each other");
+    const int s0 = static_cast<int>(threadIdx.x) / groups, f = static_cast<int>(threadIdx.x) % groups * 4;
+    const int first = (ALONG ? i0 : k0) + s0, fast = (ALONG ? k0 : i0) + f;
     const int slow_end = ALONG ? from.extent : depth, fast_end = ALONG ? depth : from.extent;
-    for (int n = threadIdx.x; n < slow * groups; n += THREADS) {
-      const int s = n / groups, f = n % groups * 4;
-      const bool valid = slow0 + s < slow_end && fast0 + f < fast_end;
-      copy_async(p + s * ld + f, valid ? from.p + (slow0 + s) * from.ld + fast0 + f : from.p, valid);
+    const float* source = from.p + first * from.ld + fast;
+    UNROLL
+    for (int s = 0; s < slow; s += step) {
+      const bool valid = first + s < slow_end && fast < fast_end;
+      copy_async(p + (s0 + s) * ld + f, valid ? source + s * from.ld : from.p, valid);
     }
   }
 
@@ -253,27 +256,33 @@ struct Product {
   template <typename AskEarly, typename Begin, typename AskLate, typename Use>
   DEVICE bool pipeline(int depth, AskEarly early, Begin begin, AskLate late, Use use) {
     const int stages = (depth + DEPTH - 1) / DEPTH;
-    for (int s = 0; s < STAGES - 1 && s < stages; ++s) early(s, s * DEPTH);
+    UNROLL
+    for (int s = 0; s < STAGES - 1; ++s)
+      if (s < stages) early(s, s * DEPTH);
     if (!begin()) {
       commit_copies();
       wait_copies<0>();
       return false;
     }
     // one group for each stage, also where there is nothing to fetch, so that counts agree
+    UNROLL
     for (int s = 0; s < STAGES - 1; ++s) {
       if (s < stages) late(s, s * DEPTH);
       commit_copies();
     }
+    int slot = 0, free_slot = STAGES - 1;
     for (int s = 0; s < stages; ++s) {
       wait_copies<STAGES - 2>();
       block_barrier();  // stage s is here, and nobody reads the slot of stage s - 1 any more
       const int next = s + STAGES - 1;
       if (next < stages) {
-        early(next % STAGES, next * DEPTH);
-        late(next % STAGES, next * DEPTH);
+        early(free_slot, next * DEPTH);
+        late(free_slot, next * DEPTH);
       }
       commit_copies();
-      use(s % STAGES, s * DEPTH);
+      use(slot, s * DEPTH);
+      free_slot = slot;
+      if (++slot == STAGES) slot = 0;
     }
     return true;
   }
