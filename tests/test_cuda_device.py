@@ -18,7 +18,7 @@ from fastvae import backends
 from fastvae.cli.commands import run as fastvae
 from fastvae.errors import BackendError
 from fastvae.kernels import cuda
-from fastvae.kernels.cuda import paths, train_steps
+from fastvae.kernels.cuda import driver, paths, train_steps
 from fastvae.network import Network
 
 pytestmark = pytest.mark.skipif(not cuda_host.compiler(), reason="no C++ compiler for the CUDA kernels' twin")
@@ -45,6 +45,42 @@ def test_it_trains_to_the_bits_of_the_other_device(
     training.run(cuda.plan(network, precision=precision, **SIZES))
     assert training.bits() == expected.bits()
     assert training.done[0] == 5
+
+
+def test_launches_of_a_graph_overlap_when_asked_for(
+    runtime: fake_cupy.Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them, and no other: outside the fused loop a launch may write what the next one reads ahead."""
+    expected, training = (Training(NETWORK, rows=8, steps=2) for _ in range(2))
+    expected.run(expected.plan())
+    monkeypatch.setenv(driver.VARIABLE, "on")
+    training.run(cuda.plan(NETWORK, precision="fp32", **SIZES))
+    assert training.bits() == expected.bits()
+    kernels = [name.removesuffix("_small") for name in runtime.libcuda.overlapping]
+    middle = ["sample_rows", "bernoulli_layer", "output_backward", "sample_backward", "weight_gradients"]
+    assert kernels == ["first_layer", *middle] * 2
+
+
+@pytest.mark.parametrize("turned", [{"capability": (8, 9)}, {"driver_version": 12020}])
+def test_overlap_where_there_is_none_is_refused(
+    runtime: fake_cupy.Runtime, monkeypatch: pytest.MonkeyPatch, turned: dict[str, Any]
+) -> None:
+    monkeypatch.setenv(driver.VARIABLE, "on")
+    for name, value in turned.items():
+        setattr(runtime, name, value)
+    with pytest.raises(BackendError, match=r"=on needs compute capability 9.0 and a driver for CUDA 12.3"):
+        cuda.plan(NETWORK, precision="fp32", **SIZES)
+    monkeypatch.setenv(driver.VARIABLE, "perhaps")
+    with pytest.raises(BackendError, match="FASTVAE_CUDA_OVERLAP is 'perhaps': choose from on, off"):
+        cuda.plan(NETWORK, precision="fp32", **SIZES)
+
+
+def test_what_the_driver_reads_lies_where_it_looks() -> None:
+    """cuda.h's CUlaunchConfig and CUlaunchAttribute on 64 bits."""
+    configuration, attribute = driver._Configuration, driver._Attribute
+    names = ("block", "shared_bytes", "stream", "attributes", "n_attributes")
+    assert [getattr(configuration, name).offset for name in names] == [12, 24, 32, 40, 48]
+    assert (ctypes.sizeof(configuration), ctypes.sizeof(attribute), attribute.value.offset) == (56, 72, 8)
 
 
 @pytest.mark.parametrize("precision", cuda.PRECISIONS)
@@ -159,13 +195,10 @@ def test_too_little_memory_says_how_much(runtime: fake_cupy.Runtime) -> None:
         cuda.plan(Network(784, 20), precision="fp32", rows=1000, draws=1, n_threads=1)
 
 
-def test_a_failing_kernel_is_named_with_its_sizes(runtime: fake_cupy.Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any, **__: Any) -> None:
-        raise fake_cupy.CUDADriverError("CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access")
-
+def test_a_failing_kernel_is_named_with_its_sizes(runtime: fake_cupy.Runtime) -> None:
     plan = cuda.plan(NETWORK, precision="fp32", **SIZES)
-    monkeypatch.setattr(fake_cupy.RawKernel, "__call__", fail)
-    with pytest.raises(RuntimeError, match=r"ILLEGAL_ADDRESS.*in or after: likelihood_mean\(.*data_dim=20\) on 8 bl"):
+    runtime.libcuda.status = 700
+    with pytest.raises(RuntimeError, match=r"status 700, in or after: likelihood_mean\(.*data_dim=20\) on 8 bl"):
         plan.likelihood_mean(out=np.zeros((8, 20), np.float32), mean=np.empty((8, 20), np.float32))
 
 

@@ -44,6 +44,7 @@ def run_fault(kernel: str, threads: int, *, seed: int = 0) -> Array:
         ("shuffle_of_a_short_warp", 48, "divergent threads: thread 0 has finished.* thread 32 waits in an operation"),
         ("write_behind_shared_memory", 32, "shared memory is written out of bounds"),
         ("copies_without_a_wait", 32, "a thread ends with asynchronous copies that it has not waited for"),
+        ("no_wait_for_the_launch_before", 32, "a thread ends without having waited for the launch before"),
         ("missing_barrier", 32, "arguments of 8 bytes and 32 threads, not 8 and 64"),
     ],
 )
@@ -70,6 +71,36 @@ def test_a_missing_barrier_shows() -> None:
     results = [run_fault("missing_barrier", 64, seed=seed) for seed in range(4)]
     assert all(np.isnan(result).any() for result in results)
     assert len({result.tobytes() for result in results}) > 1
+
+
+def ahead(kernel: str, at: int) -> Launch:
+    return Launch.of("faults", kernel, struct(out=ADDRESS), 1, 64, out=at)
+
+
+def test_what_is_read_too_early_shows() -> None:
+    """A launch that has begun ahead has not seen what the one before wrote, unless that had ended."""
+    seen, out = set(), np.empty(64, np.float32)
+    for seed in range(20):
+        device = HostDevice(seed)
+        memory = Memory(device)
+        launches = [ahead("read_too_early", memory.floats(64))] * 3
+        device.run(launches, "fp32")
+        device.download(out, int(launches[0].arguments["out"]))
+        assert set(out) == {3}
+        device.graph(launches, "fp32").launch()
+        device.download(out, int(launches[0].arguments["out"]))
+        seen |= set(out)
+    assert seen == {4, 5, 6}
+
+
+def test_threads_that_do_not_wait_together_are_reported() -> None:
+    device = HostDevice()
+    memory = Memory(device)
+    launches = [ahead(kernel, memory.floats(64)) for kernel in ("read_too_early", "wait_of_half_the_threads")]
+    graph = device.graph(launches, "fp32")
+    with pytest.raises(RuntimeError, match="divergent threads: thread 0 waits for the launch before.* thread 32 waits"):
+        for _ in range(20):
+            graph.launch()
 
 
 # --- the fused loop --------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cache
 
 from fastvae.kernels import Array
-from fastvae.kernels.cuda import noise, paths
+from fastvae.kernels.cuda import driver, noise, paths
 from fastvae.kernels.cuda.launch import Device
 from fastvae.kernels.cuda.plan import PRECISIONS, CudaPlan
 from fastvae.network import Network
@@ -30,7 +30,7 @@ def isa_level() -> str:
 def _new_device() -> Device:
     from fastvae.kernels.cuda.device import CupyDevice
 
-    return CupyDevice()
+    return CupyDevice(overlap=driver.asked())
 
 
 @cache

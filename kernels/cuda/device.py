@@ -16,6 +16,7 @@ from cupy.cuda import runtime
 
 from fastvae.errors import BackendError, one_line
 from fastvae.kernels import Array
+from fastvae.kernels.cuda import driver
 from fastvae.kernels.cuda.cublas import WORKSPACE_BYTES, Cublas
 from fastvae.kernels.cuda.launch import Launch, Product, Work
 from fastvae.kernels.cuda.paths import VARIABLE
@@ -24,6 +25,7 @@ from fastvae.kernels.cuda.sources import FILES, options, source_of
 __all__ = ["CupyDevice", "describe", "libcublas"]
 
 _OLDEST = (8, 0)  # cp.async, and mma of tf32 and bf16
+_OLDEST_OVERLAP, _DRIVER_OVERLAP = (9, 0), 12030  # launches of a graph that overlap
 _WITHOUT_ASKING = 48 * 1024  # bytes of shared memory that a kernel may have by default
 
 
@@ -71,17 +73,25 @@ class _CupyGraph:
 class CupyDevice:
     """The device that is current when this object is made, and a stream of its own on it.
 
+    Parameters
+    ----------
+    overlap : bool
+        Whether a graph's launches may begin before those before them have ended, see `driver`.
+
     Raises
     ------
     BackendError
-        As `describe`; or, in any method, when it is used in a forked child.
+        As `describe`; `overlap` is asked of a device or a driver that has no such launches; or, in any method, when it
+        is used in a forked child.
     """
 
     rate = 1e13
 
-    def __init__(self) -> None:
+    def __init__(self, *, overlap: bool = False) -> None:
         describe()
-        self._device, self._process = cupy.cuda.Device(), os.getpid()
+        if overlap:
+            _check_overlap()
+        self._overlap, self._device, self._process = overlap, cupy.cuda.Device(), os.getpid()
         self.stream, self._copies = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
         self._recent: Sequence[Work] = ()
         self._products: tuple[Cublas, _CupyBuffer] | None = None  # with its workspace
@@ -94,6 +104,8 @@ class CupyDevice:
         self._recent = launches or self._recent
         try:
             with self._device, self.stream:
+                if not cupy.cuda.driver.ctxGetCurrent():
+                    runtime.free(0)  # makes the device's context current on a thread where nothing else has
                 yield
         except (runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError) as error:
             kernels = "; ".join(dict.fromkeys(map(str, self._recent)))
@@ -144,16 +156,16 @@ class CupyDevice:
                 runtime.memcpyAsync(array.ctypes.data, address, array.nbytes, kind, self.stream.ptr)
             self.stream.synchronize()
 
-    def run(self, launches: Sequence[Work], precision: str) -> None:
+    def run(self, launches: Sequence[Work], precision: str, *, overlap: bool = False) -> None:
         """Queue launches."""
         with self.used_by(launches):
             for launch in launches:
                 if isinstance(launch, Product):
                     self._cublas().multiply(launch, precision)
                 else:
-                    function = self._function(launch, precision)
-                    sizes = (launch.blocks,), (launch.threads,)
-                    function(*sizes, (launch.arguments,), shared_mem=launch.shared_bytes)
+                    function = self._function(launch, precision).kernel.ptr
+                    status = driver.launch(_libcuda(), function, launch, self.stream.ptr, overlap=overlap)
+                    cupy.cuda.driver.check_status(status)
 
     def graph(self, launches: Sequence[Work], precision: str) -> _CupyGraph:
         """Capture launches.
@@ -167,7 +179,7 @@ class CupyDevice:
             self.run(list(dict.fromkeys(launch for launch in launches if isinstance(launch, Product))), precision)
             self.stream.begin_capture()
             try:
-                self.run(launches, precision)
+                self.run(launches, precision, overlap=self._overlap)
             finally:
                 graph = self.stream.end_capture()
             return _CupyGraph(self, graph, launches)
@@ -215,6 +227,19 @@ class CupyDevice:
         if launch.shared_bytes > max(_WITHOUT_ASKING, function.max_dynamic_shared_size_bytes):
             function.max_dynamic_shared_size_bytes = launch.shared_bytes
         return function
+
+
+def _check_overlap() -> None:
+    properties = runtime.getDeviceProperties(cupy.cuda.Device().id)
+    if (properties["major"], properties["minor"]) < _OLDEST_OVERLAP or runtime.driverGetVersion() < _DRIVER_OVERLAP:
+        raise BackendError(
+            f"{driver.VARIABLE}=on needs compute capability 9.0 and a driver for CUDA 12.3, or newer ones: leave it out"
+        )
+
+
+@cache
+def _libcuda() -> Any:
+    return ctypes.CDLL("libcuda.so.1")
 
 
 @cache
