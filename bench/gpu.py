@@ -220,15 +220,24 @@ def _ours(sweep: bool) -> Iterator[_Runner]:
     from fastvae.kernels.cuda.device import CupyDevice
     from fastvae.kernels.cuda.plan import CudaPlan
 
+    ways = [("own", True), *((path, False) for path in paths.PATHS)]  # and whether launches overlap
     for precision in _PRECISIONS:
-        for path in paths.PATHS:
+        for path, overlap in ways:
 
-            def make(case: Case, data: Dataset, order: Any, precision: str = precision, path: str = path) -> Steps:
+            def make(
+                case: Case,
+                data: Dataset,
+                order: Any,
+                precision: str = precision,
+                path: str = path,
+                overlap: bool = overlap,
+            ) -> Steps:
                 sizes = {"rows": case.batch_size, "draws": 1, "precision": precision, "n_threads": 1}
-                plan = CudaPlan(case.network, device=CupyDevice(), name="cuda", products=path, **sizes)
+                device = CupyDevice(overlap=overlap)
+                plan = CudaPlan(case.network, device=device, name="cuda", products=path, **sizes)
                 return OurSteps(case, data, order, plan, cupy.asarray)
 
-            yield f"fastvae {path}", precision, make
+            yield f"fastvae {path}{' overlap' if overlap else ''}", precision, make
 
 
 def _torch(sweep: bool) -> Iterator[_Runner]:

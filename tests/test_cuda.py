@@ -15,7 +15,7 @@ from tolerances import relative_norm, tolerance
 from fastvae import backends
 from fastvae.errors import BackendError
 from fastvae.kernels import Engine, Plan
-from fastvae.kernels.cuda import paths
+from fastvae.kernels.cuda import driver, paths
 from fastvae.network import Network, initialise
 from fastvae.optimizer import Optimizer
 
@@ -83,6 +83,24 @@ def test_runs_leave_the_same_bits(
     for _ in range(5):
         assert Training(network).run(plan).bits() == expected
         assert Training(network).run(make_plan(cuda, network, precision)).bits() == expected
+
+
+@pytest.mark.parametrize("products", paths.PATHS)
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+@pytest.mark.parametrize("network", [PAPER, DEEP], ids=["paper", "deep"])
+def test_launches_that_overlap_leave_the_same_bits(
+    cuda: Engine, monkeypatch: pytest.MonkeyPatch, network: Network, precision: str, products: str
+) -> None:
+    """Many steps, several times: a launch that reads too early need not show at once."""
+    monkeypatch.setenv(paths.VARIABLE, products)
+    expected = Training(network, steps=2000).run(make_plan(cuda, network, precision)).bits()
+    monkeypatch.setenv(driver.VARIABLE, "on")
+    try:
+        plan = make_plan(cuda, network, precision)
+    except BackendError as error:
+        pytest.skip(str(error))
+    for _ in range(3):
+        assert Training(network, steps=2000).run(plan).bits() == expected
 
 
 @pytest.mark.parametrize("hidden", [500, 2000])

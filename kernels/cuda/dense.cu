@@ -105,8 +105,8 @@ DEVICE void weight_gradient_tile(const WeightGradients& args, float* shared) {
   auto inside = [&](int i, int j) { return i0 + i < layer.fan_in && j0 + j < layer.fan_out; };
   const int column = j0 + threadIdx.x;
   const bool with_bias = i0 == 0 && threadIdx.x < BN && column < layer.fan_out;
-  const auto parameters = TileProduct::beside(
-      [&](int i, int j) { return parameter_at(layer, i0 + i, j0 + j, inside(i, j)); });
+  const auto parameters =
+      TileProduct::beside([&](int i, int j) { return parameter_at(layer, i0 + i, j0 + j, inside(i, j)); });
   const Parameter bias = parameter_at(layer, layer.fan_in, column, with_bias);
   TileProduct product;
   product.begin_with([](int, int) { return 0.0f; });

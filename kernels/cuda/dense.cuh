@@ -16,9 +16,8 @@ DEVICE void input_gradient_tile(const InputGradient& args, int tile, float* shar
   const int i0 = place.i, j0 = place.j;
   typedef Product<BM, BN, THREADS, true, true> TileProduct;
   auto inside = [&](int i, int j) { return i0 + i < args.rows && j0 + j < args.fan_in; };
-  const auto h = TileProduct::beside([&](int i, int j) {
-    return args.h.p ? early_at(args.h.p, (i0 + i) * args.h.ld + j0 + j, inside(i, j)) : 0.0f;
-  });
+  const auto h = TileProduct::beside(
+      [&](int i, int j) { return args.h.p ? early_at(args.h.p, (i0 + i) * args.h.ld + j0 + j, inside(i, j)) : 0.0f; });
   TileProduct product;
   product.begin_with([](int, int) { return 0.0f; });
   if (!product.run(

@@ -135,7 +135,9 @@ AHEAD_KERNEL(sample_rows, ROW_THREADS, SampleRows) {
   const int m0 = blockIdx.x * ROWS, n = 2 * args.latent_dim, thread = threadIdx.x;
   const int fours = (n + 3) / 4, slices = ROW_THREADS / fours;  // a thread sums one slice of H for four of the heads
   const int four = thread % fours * 4, slice = thread / fours, length = (args.hidden + slices - 1) / slices;
-  const int begin = slice * length, end = slice >= slices ? 0 : begin + length < args.hidden ? begin + length : args.hidden;
+  const int begin = slice * length, end = slice >= slices                ? 0
+                                          : begin + length < args.hidden ? begin + length
+                                                                         : args.hidden;
   float *h = parts + slices * ROWS * 4 * fours, *heads = h + ROWS * args.hidden, *z = heads + ROWS * n;
 
   constexpr int HEADS_AHEAD = 10, ROWS_AHEAD = 20;  // as the paper's network wants
@@ -181,14 +183,14 @@ AHEAD_KERNEL(sample_rows, ROW_THREADS, SampleRows) {
       }
     }
     UNROLL
-    for (int r = 0; r < ROWS; ++r)
-      *reinterpret_cast<float4*>(parts + (slice * ROWS + r) * 4 * fours + four) = sum[r];
+    for (int r = 0; r < ROWS; ++r) *reinterpret_cast<float4*>(parts + (slice * ROWS + r) * 4 * fours + four) = sum[r];
   }
   block_barrier();
   for (int e0 = 0; e0 < ROWS * n; e0 += ROW_THREADS / sharers) {
     const int e = e0 + head, r = e / n, column = e % n;
     float sum = 0.0f;
-    for (int i = thread % sharers; e < ROWS * n && i < slices; i += sharers) sum += parts[(i * ROWS + r) * 4 * fours + column];
+    for (int i = thread % sharers; e < ROWS * n && i < slices; i += sharers)
+      sum += parts[(i * ROWS + r) * 4 * fours + column];
     for (int distance = sharers / 2; distance; distance /= 2) sum += shuffle_xor(sum, distance);
     if (e0 > 0 && e < ROWS * n) b_head = args.w_heads.p[args.hidden * args.w_heads.ld + column];
     if (e >= ROWS * n || thread % sharers) continue;
@@ -281,8 +283,7 @@ DEVICE void output_layer_tile(const OutputLayer& args, float* shared) {
     return;
   block_barrier();
   if constexpr (GAUSSIAN) {
-    second.run(
-        shared, h, {args.w.p + n, args.w.ld, n}, args.fan_in, i0, j0, EARLY_B, [] { return true; }, nothing);
+    second.run(shared, h, {args.w.p + n, args.w.ld, n}, args.fan_in, i0, j0, EARLY_B, [] { return true; }, nothing);
     block_barrier();
   }
 

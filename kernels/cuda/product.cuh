@@ -195,8 +195,8 @@ struct Product {
   DEVICE void each(F f) {
     each_place([&](int i, int j, int e) { f(i, j, element(e), e); });
   }
-  // What is read at each place beside the sums, read(i, j): before they are made where tiles are small, since then it is
-  // latency that counts; else when it is asked for, since it would take the registers of another block.
+  // What is read at each place beside the sums, read(i, j): before they are made where tiles are small, since then it
+  // is latency that counts; else when it is asked for, since it would take the registers of another block.
   template <typename F>
   struct Beside {
     static constexpr bool AHEAD = BM == 32;
@@ -221,15 +221,13 @@ struct Product {
     each_place([&](int i, int j, int e) { element(e) = f(i, j); });
   }
 
-  // Add the tile at (i0, j0). `shared` holds STAGES * stage_floats; on_stage(a_tile, b_tile) sees each stage in order, the
-  // rest of the last one zero. Of the operand `early`, which the launch before does not write, the first stages are
+  // Add the tile at (i0, j0). `shared` holds STAGES * stage_floats; on_stage(a_tile, b_tile) sees each stage in order,
+  // the rest of the last one zero. Of the operand `early`, which the launch before does not write, the first stages are
   // asked for before begin(), which waits for that launch. False where begin() says so, and then there is no product.
   template <typename Begin, typename F>
   DEVICE bool run(float* shared, const Operand& a, const Operand& b, int depth, int i0, int j0, Early early,
                   Begin begin, F on_stage) {
-    auto fetch_a = [&](int slot, int k0) {
-      A{shared + slot * stage_floats}.template fetch<THREADS>(a, depth, i0, k0);
-    };
+    auto fetch_a = [&](int slot, int k0) { A{shared + slot * stage_floats}.template fetch<THREADS>(a, depth, i0, k0); };
     auto fetch_b = [&](int slot, int k0) {
       B{shared + slot * stage_floats + A::floats}.template fetch<THREADS>(b, depth, j0, k0);
     };

@@ -7,12 +7,12 @@
 // leave room for 512 threads of a multiprocessor.
 #define AHEAD_KERNEL(name, threads, Arguments) \
   extern "C" __global__ void __launch_bounds__(threads, 512 / (threads)) name(const __grid_constant__ Arguments args)
-#define KERNEL(name, threads, Arguments)             \
-  DEVICE void name##_body(const Arguments& args);    \
-  AHEAD_KERNEL(name, threads, Arguments) {           \
-    wait_for_launch_before();                        \
-    name##_body(args);                               \
-  }                                                  \
+#define KERNEL(name, threads, Arguments)          \
+  DEVICE void name##_body(const Arguments& args); \
+  AHEAD_KERNEL(name, threads, Arguments) {        \
+    wait_for_launch_before();                     \
+    name##_body(args);                            \
+  }                                               \
   DEVICE void name##_body(const Arguments& args)
 #define SHARED_FLOATS(name) extern __shared__ __align__(16) float name[]
 

@@ -1,9 +1,10 @@
 // Twins of ptx.cuh on the CPU: the threads of a block are fibers, one block runs at a time.
 //
 // A fiber runs until it waits: at a barrier of the block, in an operation of its warp, which the last lane to arrive
-// carries out for all, or for the launch before, as whose first blocks begin its own first threads may have begun. What cannot be seen here: races within one fiber's turn, the memory's ordering, the tensor
-// cores' own rounding, occupancy, speed. What is checked: every thread of a block reaches the same barriers, every lane
-// of a warp the same warp operations; nothing is written beyond shared memory; asynchronous copies are waited for.
+// carries out for all, or for the launch before, as whose first blocks begin its own first threads may have begun. What
+// cannot be seen here: races within one fiber's turn, the memory's ordering, the tensor cores' own rounding, occupancy,
+// speed. What is checked: every thread of a block reaches the same barriers, every lane of a warp the same warp
+// operations; nothing is written beyond shared memory; asynchronous copies are waited for.
 #pragma once
 #include <math.h>
 
@@ -30,8 +31,8 @@ void copy_async(float* shared, const float* from, bool valid);
 void commit_copies();
 void wait_copies(int pending);
 
-// A kernel's entry in the library: its arguments' size, its threads, whether it begins ahead of the launch before, and a
-// call with arguments given by address.
+// A kernel's entry in the library: its arguments' size, its threads, whether it begins ahead of the launch before, and
+// a call with arguments given by address.
 struct Entry {
   long arguments_size;
   int threads;
