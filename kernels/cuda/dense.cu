@@ -5,7 +5,7 @@
 //   weight_gradient  dW = x^T dy, db = sum of dy's rows   added to a gradient, or the optimizer's step at once
 //
 // Each is one product by tiles of 32 x 32 or 64 x 64 of its result; the launcher takes the larger ones where they still
-// fill the device. b is row K of W.
+// fill the device, and in the fused loop split ones in place of the small. b is row K of W.
 #include "dense.cuh"
 #include "optimizer.cuh"
 
@@ -16,16 +16,16 @@ struct Forward {
 };
 
 // Grid: the tiles of y.
-template <int BM, int BN, int THREADS>
+template <int BM, int BN, int GROUP, int GROUPS>
 DEVICE void forward_tile(const Forward& args, float* shared) {
   const Place place = tile_place<BM, BN>(blockIdx.x, args.fan_out);
   const int i0 = place.i, j0 = place.j;
   const float* b = args.w.p + args.fan_in * args.w.ld + j0;
-  Product<BM, BN, THREADS, true, false> product;
+  Product<BM, BN, GROUP, GROUPS, true, false> product;
   product.begin_with([&](int, int j) { return early_at(b, j, j0 + j < args.fan_out); });
   if (!product.run(
           shared, {args.x.p, args.x.ld, args.rows}, {args.w.p, args.w.ld, args.fan_out}, args.fan_in, i0, j0, EARLY_B,
-          [&] { return forward_goes_on(args.loop); }, [](const auto&, const auto&) {}))
+          [&] { return forward_goes_on(args.loop); }, [](const auto&) {}))
     return;
   product.each([&](int i, int j, float c, int) {
     if (i0 + i >= args.rows || j0 + j >= args.fan_out) return;
@@ -38,6 +38,10 @@ AHEAD_KERNEL(forward_small, 128, Forward) {
   SHARED_FLOATS(shared);
   forward_tile<SMALL>(args, shared);
 }
+AHEAD_KERNEL(forward_split, 128, Forward) {
+  SHARED_FLOATS(shared);
+  forward_tile<SPLIT>(args, shared);
+}
 AHEAD_KERNEL(forward_large, 256, Forward) {
   SHARED_FLOATS(shared);
   forward_tile<LARGE>(args, shared);
@@ -47,6 +51,10 @@ AHEAD_KERNEL(forward_large, 256, Forward) {
 AHEAD_KERNEL(input_gradient_small, 128, InputGradient) {
   SHARED_FLOATS(shared);
   input_gradient_tile<SMALL>(args, blockIdx.x, shared);
+}
+AHEAD_KERNEL(input_gradient_split, 128, InputGradient) {
+  SHARED_FLOATS(shared);
+  input_gradient_tile<SPLIT>(args, blockIdx.x, shared);
 }
 AHEAD_KERNEL(input_gradient_large, 256, InputGradient) {
   SHARED_FLOATS(shared);
@@ -94,14 +102,14 @@ DEVICE void apply(const WeightGradient& layer, const Update& update, int i, int 
 }
 
 // Grid: the tiles of every layer, one after another. Blocks of a layer's first row of tiles sum dy for db besides.
-template <int BM, int BN, int THREADS>
+template <int BM, int BN, int GROUP, int GROUPS>
 DEVICE void weight_gradient_tile(const WeightGradients& args, float* shared) {
   int l = 0;
   while (l + 1 < args.count && static_cast<int>(blockIdx.x) >= args.layers[l + 1].first_block) ++l;
   const WeightGradient& layer = args.layers[l];
   const Place place = tile_place<BM, BN>(blockIdx.x - layer.first_block, layer.fan_out);
   const int i0 = place.i, j0 = place.j;
-  typedef Product<BM, BN, THREADS, false, false> TileProduct;
+  typedef Product<BM, BN, GROUP, GROUPS, false, false> TileProduct;
   auto inside = [&](int i, int j) { return i0 + i < layer.fan_in && j0 + j < layer.fan_out; };
   const int column = j0 + threadIdx.x;
   const bool with_bias = i0 == 0 && threadIdx.x < BN && column < layer.fan_out;
@@ -114,9 +122,9 @@ DEVICE void weight_gradient_tile(const WeightGradients& args, float* shared) {
   const bool goes_on = product.run(
       shared, {layer.x.p, layer.x.ld, layer.fan_in}, {layer.dy.p, layer.dy.ld, layer.fan_out}, layer.rows, i0, j0,
       EARLY_A, [&] { return layer.early ? read_early(&args.loop->complete) != 0 : backward_goes_on(args.loop); },
-      [&](const auto&, const auto& dy) {
+      [&](const auto& dy) {
         if (with_bias)
-          for (int k = 0; k < DEPTH; ++k) db += rounded(dy.p[k * dy.ld + threadIdx.x]);
+          for (int k = 0; k < DEPTH; ++k) db += rounded(dy.one(threadIdx.x, k));
       });
   if (layer.early) wait_for_launch_before();  // which may read w
   if (!goes_on) return;

@@ -13,6 +13,7 @@ __all__ = [
     "DEPTH",
     "INPUT_GRADIENT",
     "SMALL",
+    "SPLIT",
     "Gradient",
     "Layer",
     "Tile",
@@ -45,6 +46,7 @@ class Tile(NamedTuple):
     size: int
     threads: int
     stages: int
+    groups: int = 1  # of threads, each with a part of K and stages of its own
 
     def across(self, columns: int) -> int:
         """Return the number of tiles side by side."""
@@ -54,22 +56,21 @@ class Tile(NamedTuple):
         """Return the number of tiles of a result."""
         return self.across(shape[0]) * self.across(shape[1])
 
-    def shared_bytes(self, precision: str, *along: bool) -> int:
-        """Shared memory for tiles of two operands, stored with the summed dimension contiguous or not."""
-        padding = 4 if precision == "fp32" else 16
-        floats = sum(self.size * (DEPTH + padding) if a else DEPTH * (self.size + 4) for a in along)
-        return 4 * self.stages * floats
+    def shared_bytes(self, operands: int = 2) -> int:
+        """Shared memory for tiles of so many operands."""
+        return 4 * self.groups * self.stages * operands * self.size * DEPTH
 
 
 SMALL, LARGE = Tile("small", 32, 128, stages=5), Tile("large", 64, 256, stages=3)
+SPLIT = Tile("split", 32, 128, stages=3, groups=4)
 # Large tiles read less and keep the arithmetic units busier, once there are enough of them for a device of 132
 # multiprocessors. Not yet measured.
 _ENOUGH_TILES = 132
 
 
-def tile_for(*results: tuple[int, int]) -> Tile:
-    """Choose the tiles for results of these shapes."""
-    return LARGE if sum(map(LARGE.blocks, results)) >= _ENOUGH_TILES else SMALL
+def tile_for(*results: tuple[int, int], few: Tile = SMALL) -> Tile:
+    """Choose the tiles for results of these shapes; `few` where the large ones would be few."""
+    return LARGE if sum(map(LARGE.blocks, results)) >= _ENOUGH_TILES else few
 
 
 def leading(columns: int) -> int:
@@ -90,10 +91,10 @@ class Layer(NamedTuple):
 
 def forward(layer: Layer, x: Matrix, rows: int, *, activation: str, precision: str, loop: int = 0) -> Launch:
     """Affine layer and activation: ``y = f(x W + b)``."""
-    tile = tile_for((rows, layer.fan_out))
+    tile = tile_for((rows, layer.fan_out), few=SPLIT if loop else SMALL)
     return Launch.of(
         "dense", f"forward_{tile.name}", _FORWARD, tile.blocks((rows, layer.fan_out)), tile.threads,
-        tile.shared_bytes(precision, True, False),
+        tile.shared_bytes(),
         x=x, w=layer.w, y=layer.y, rows=rows, fan_in=layer.fan_in, fan_out=layer.fan_out,
         activation=ACTIVATIONS[activation], loop=loop,
     )  # fmt: skip
@@ -103,10 +104,10 @@ def input_gradient(
     layer: Layer, dx: Matrix, rows: int, *, precision: str, h: Matrix = NOWHERE, activation: str = "none", loop: int = 0
 ) -> Launch:
     """Gradient of the input: ``dx = dy W^T``, times the slope at the layer's input where that is a hidden layer `h`."""
-    tile = tile_for((rows, layer.fan_in))
+    tile = tile_for((rows, layer.fan_in), few=SPLIT if loop else SMALL)
     return Launch.of(
         "dense", f"input_gradient_{tile.name}", INPUT_GRADIENT, tile.blocks((rows, layer.fan_in)), tile.threads,
-        tile.shared_bytes(precision, True, True),
+        tile.shared_bytes(),
         dy=layer.dy, w=layer.w, h=h, dx=dx, rows=rows, fan_in=layer.fan_in, fan_out=layer.fan_out,
         activation=ACTIVATIONS[activation], loop=loop,
     )  # fmt: skip
@@ -140,7 +141,7 @@ def weight_gradients(gradients: Iterable[Gradient], *, precision: str, loop: int
         empty = (NOWHERE, NOWHERE, 0, 0, 0, 0, 0, 0, NOWHERE, 0, 0)
         yield Launch.of(
             "dense", f"weight_gradients_{tile.name}", _WEIGHT_GRADIENTS, blocks, tile.threads,
-            tile.shared_bytes(precision, False, False),
+            tile.shared_bytes(),
             layers=layers + [empty] * (_MAX_LAYERS - len(layers)), count=len(layers), loop=loop,
         )  # fmt: skip
 

@@ -33,9 +33,10 @@ DEVICE int byte_row(int n) { return ((n + DEPTH - 1) / DEPTH * DEPTH + 111) / 12
 
 // Grid: the tiles of y. Each block has its rows of bytes in shared memory whole, and writes to x the
 // share of their columns that falls to it.
-template <int BM, int BN, int THREADS>
+template <int BM, int BN, int GROUP, int GROUPS>
 DEVICE void first_layer_tile(const FirstLayer& args, float* shared) {
-  typedef Product<BM, BN, THREADS, true, false> TileProduct;
+  typedef Product<BM, BN, GROUP, GROUPS, true, false> TileProduct;
+  constexpr int THREADS = GROUP * GROUPS;
   const Place place = tile_place<BM, BN>(blockIdx.x, args.fan_out);
   const int i0 = place.i, j0 = place.j;
   const int n = args.fan_in, ld = byte_row(n);
@@ -44,7 +45,7 @@ DEVICE void first_layer_tile(const FirstLayer& args, float* shared) {
   const bool over = step >= read_early(&args.loop->limit);
   const int rows = over ? 0 : args.rows - i0 < BM ? args.rows - i0 : BM;
   const i64 *index = args.index + step * args.rows + i0, *numbers = args.numbers + step * args.rows + i0;
-  u8* bytes = reinterpret_cast<u8*>(shared + TileProduct::STAGES * TileProduct::B::floats);
+  u8* bytes = reinterpret_cast<u8*>(shared + GROUPS * TileProduct::STAGES * TileProduct::B::floats);
 
   // What lies behind a row's end meets zeros of W, and rows behind the last are not stored.
   if ((reinterpret_cast<u64>(args.data) | static_cast<u64>(n)) % 16 == 0) {
@@ -91,9 +92,9 @@ DEVICE void first_layer_tile(const FirstLayer& args, float* shared) {
     args.x.p[(i0 + i) * args.x.ld + d] = bytes[i * ld + d] * scale;
   }
 }
-AHEAD_KERNEL(first_layer_small, 128, FirstLayer) {
+AHEAD_KERNEL(first_layer_split, 128, FirstLayer) {
   SHARED_FLOATS(shared);
-  first_layer_tile<SMALL>(args, shared);
+  first_layer_tile<SPLIT>(args, shared);
 }
 AHEAD_KERNEL(first_layer_large, 256, FirstLayer) {
   SHARED_FLOATS(shared);
@@ -261,15 +262,15 @@ struct OutputLayer {
 };
 
 // Grid: the tiles of D columns. A Gaussian's two heads are D columns apart, and D a multiple of 4.
-template <int BM, int BN, int THREADS, bool GAUSSIAN>
+template <int BM, int BN, int GROUP, int GROUPS, bool GAUSSIAN>
 DEVICE void output_layer_tile(const OutputLayer& args, float* shared) {
   const int n = args.density.data_dim;
   const Place place = tile_place<BM, BN>(blockIdx.x, n);
   const int i0 = place.i, j0 = place.j;
   const float* b = args.w.p + args.fan_in * args.w.ld + j0;
   const Operand h = {args.h.p, args.h.ld, args.rows};
-  auto nothing = [](const auto&, const auto&) {};
-  typedef Product<BM, BN, THREADS, true, false> TileProduct;
+  auto nothing = [](const auto&) {};
+  typedef Product<BM, BN, GROUP, GROUPS, true, false> TileProduct;
   const auto x = TileProduct::beside([&](int i, int j) {
     const int r = i0 + i, d = j0 + j;
     return early_at(args.x.p, r % args.x_rows * args.x.ld + d, r < args.rows && d < n);
@@ -287,8 +288,8 @@ DEVICE void output_layer_tile(const OutputLayer& args, float* shared) {
     block_barrier();
   }
 
-  // terms of log p(x|z) come to shared memory, where each row is summed by THREADS / BM threads
-  constexpr int ld = BN + 1, sharers = THREADS / BM;
+  // terms of log p(x|z) come to shared memory, where each row is summed by as many threads as there are
+  constexpr int ld = BN + 1, sharers = GROUP * GROUPS / BM;
   first.each([&](int i, int j, float a, int e) {
     const int r = i0 + i, d = j0 + j;
     float term = 0.0f;
@@ -307,17 +308,17 @@ DEVICE void output_layer_tile(const OutputLayer& args, float* shared) {
   for (int distance = sharers / 2; distance; distance /= 2) sum += shuffle_xor(sum, distance);
   if (part == 0 && i0 + i < args.rows) args.log_px[static_cast<i64>(i0 + i) * args.column_tiles + j0 / BN] = sum;
 }
-AHEAD_KERNEL(bernoulli_layer_small, 128, OutputLayer) {
+AHEAD_KERNEL(bernoulli_layer_split, 128, OutputLayer) {
   SHARED_FLOATS(shared);
-  output_layer_tile<SMALL, false>(args, shared);
+  output_layer_tile<SPLIT, false>(args, shared);
 }
 AHEAD_KERNEL(bernoulli_layer_large, 256, OutputLayer) {
   SHARED_FLOATS(shared);
   output_layer_tile<LARGE, false>(args, shared);
 }
-AHEAD_KERNEL(gaussian_layer_small, 128, OutputLayer) {
+AHEAD_KERNEL(gaussian_layer_split, 128, OutputLayer) {
   SHARED_FLOATS(shared);
-  output_layer_tile<SMALL, true>(args, shared);
+  output_layer_tile<SPLIT, true>(args, shared);
 }
 AHEAD_KERNEL(gaussian_layer_large, 256, OutputLayer) {
   SHARED_FLOATS(shared);
@@ -330,17 +331,17 @@ struct OutputBackward {
 };
 
 // Grid: the tiles of dh, and one block behind them for the statistics.
-template <int BM, int BN, int THREADS>
+template <int BM, int BN, int GROUP, int GROUPS>
 DEVICE void output_backward_tile(const OutputBackward& args, float* shared) {
   if (blockIdx.x + 1 == gridDim.x) {
     wait_for_launch_before();
-    return sum_statistics<THREADS>(args.statistics, shared);
+    return sum_statistics<GROUP * GROUPS>(args.statistics, shared);
   }
-  input_gradient_tile<BM, BN, THREADS>(args.gradient, blockIdx.x, shared);
+  input_gradient_tile<BM, BN, GROUP, GROUPS>(args.gradient, blockIdx.x, shared);
 }
-AHEAD_KERNEL(output_backward_small, 128, OutputBackward) {
+AHEAD_KERNEL(output_backward_split, 128, OutputBackward) {
   SHARED_FLOATS(shared);
-  output_backward_tile<SMALL>(args, shared);
+  output_backward_tile<SPLIT>(args, shared);
 }
 AHEAD_KERNEL(output_backward_large, 256, OutputBackward) {
   SHARED_FLOATS(shared);

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastvae.kernels import BINARIZE
-from fastvae.kernels.cuda.dense import ACTIVATIONS, DEPTH, INPUT_GRADIENT, SMALL, Layer, Tile, leading, tile_for
+from fastvae.kernels.cuda.dense import ACTIVATIONS, DEPTH, INPUT_GRADIENT, SPLIT, Layer, Tile, leading, tile_for
 from fastvae.kernels.cuda.gather import Dataset
 from fastvae.kernels.cuda.latent import Latent
 from fastvae.kernels.cuda.launch import ADDRESS, FLOAT, INT, MATRIX, WORD, Launch, Matrix, struct
@@ -51,12 +51,12 @@ def _byte_row(n: int) -> int:
 
 
 def _first_layer_bytes(tile: Tile, n: int) -> int:
-    return 4 * tile.stages * DEPTH * (tile.size + 4) + tile.size * _byte_row(n)
+    return tile.shared_bytes(operands=1) + tile.size * _byte_row(n)
 
 
 def first_layer_fits(data: Dataset, layer: Layer, rows: int) -> bool:
     """Whether the dataset is dense bytes, and a tile's rows of it fit into shared memory."""
-    tile = tile_for((rows, layer.fan_out))
+    tile = tile_for((rows, layer.fan_out), few=SPLIT)
     return not data.indptr and data.dtype.itemsize == 1 and _first_layer_bytes(tile, layer.fan_in) <= _SHARED_BYTES
 
 
@@ -75,7 +75,7 @@ def first_layer(
     loop: int,
 ) -> Launch:
     """Gather x and compute the first hidden layer."""
-    tile = tile_for((rows, layer.fan_out))
+    tile = tile_for((rows, layer.fan_out), few=SPLIT)
     return Launch.of(
         "phases", f"first_layer_{tile.name}", _FIRST_LAYER, tile.blocks((rows, layer.fan_out)), tile.threads,
         _first_layer_bytes(tile, layer.fan_in),
@@ -136,12 +136,12 @@ def output_layer_fits(network: Network) -> bool:
 
 def output_tiles(network: Network, rows: int) -> int:
     """Terms of log p(x|z) that `output_layer` leaves for each row."""
-    return tile_for((rows, network.data_dim)).across(network.data_dim)
+    return tile_for((rows, network.data_dim), few=SPLIT).across(network.data_dim)
 
 
 def most_terms(network: Network, rows: int) -> int:
     """Terms that so many rows, or fewer, leave at most."""
-    return rows * SMALL.across(network.data_dim)
+    return rows * SPLIT.across(network.data_dim)
 
 
 def output_layer(
@@ -159,10 +159,10 @@ def output_layer(
 ) -> Launch:
     """The decoder's last layer with the likelihood and its gradient in the epilogue."""
     shape = rows, network.data_dim
-    tile = tile_for(shape)
+    tile = tile_for(shape, few=SPLIT)
     return Launch.of(
         "phases", f"{network.likelihood}_layer_{tile.name}", _OUTPUT_LAYER, tile.blocks(shape), tile.threads,
-        tile.shared_bytes(precision, True, False),
+        tile.shared_bytes(),
         density=density_of(network), h=h, w=layer.w, x=x, dout=layer.dy, log_px=log_px,
         rows=rows, x_rows=x_rows, fan_in=layer.fan_in, column_tiles=tile.across(network.data_dim), scale=scale,
         loop=loop,
@@ -173,10 +173,10 @@ def output_backward(
     layer: Layer, dx: Matrix, rows: int, statistics: Statistics, *, h: Matrix, activation: str, precision: str
 ) -> Launch:
     """Gradient of the last layer's input, and the statistics beside it."""
-    tile = tile_for((rows, layer.fan_in))
+    tile = tile_for((rows, layer.fan_in), few=SPLIT)
     gradient = (layer.dy, layer.w, h, dx, rows, layer.fan_in, layer.fan_out, ACTIVATIONS[activation], 0)
     return Launch.of(
         "phases", f"output_backward_{tile.name}", _OUTPUT_BACKWARD, tile.blocks((rows, layer.fan_in)) + 1, tile.threads,
-        tile.shared_bytes(precision, True, True),
+        tile.shared_bytes(),
         gradient=gradient, statistics=statistics,
     )  # fmt: skip

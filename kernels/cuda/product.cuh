@@ -1,16 +1,18 @@
 // A tile of a matrix product C (I x J) = A (I x K) B (K x J) by one block, in the precision FASTVAE_PRECISION.
 //
 // Operands are float32 in memory. Tiles of DEPTH of K come to shared memory by cp.async, STAGES deep, as they are
-// stored; they are rounded to tf32 or bf16, where that is the precision, on the way to the registers. An element's sum
-// runs over K in order whatever the tile, so its bits depend on neither the tile nor the rows beside it.
+// stored; they are rounded to tf32 or bf16, where that is the precision, on the way to the registers. A group of
+// threads sums its part of K in order. One group is all of a block's threads: then an element's bits depend on neither
+// the tile nor the rows beside it. Or every warp is one: the warps take turns along K, wait for nobody else on the way,
+// and add up at the end, warp by warp.
 #pragma once
-#include "common.cuh"
+#include "tile.cuh"
 
-constexpr int DEPTH = 32;
-
-// Rows, columns and threads of the tiles that kernels are made for.
-#define SMALL 32, 32, 128
-#define LARGE 64, 64, 256
+// Rows, columns, threads of a group and groups, of the tiles that kernels are made for. SPLIT is for few rows, where a
+// step is latency.
+#define SMALL 32, 32, 128, 1
+#define LARGE 64, 64, 256, 1
+#define SPLIT 32, 32, 32, 4
 
 // The block's tile, of a grid of them row by row: where it begins.
 struct Place {
@@ -33,48 +35,6 @@ DEVICE float rounded(float v) {
 #endif
 }
 
-// An operand in memory. ALONG: p[i * ld + k]; otherwise p[k * ld + i]. Of the dimension that is contiguous, whole
-// groups of four are read: ld is a multiple of 4, p is aligned, and the rest of a row beyond its width is zero.
-struct Operand {
-  const float* p;
-  i64 ld;
-  int extent;  // of i
-};
-
-// ROWS x DEPTH of an operand in shared memory, laid out as in memory. The padding spreads the threads' reads over the
-// banks: 16 bytes at 8 consecutive i (fp32), 16 bytes at 4 consecutive k of 2 i (mma), or 4 bytes at 8 consecutive i.
-template <bool ALONG, int ROWS>
-struct Tile {
-  static constexpr int ld = ALONG ? DEPTH + (FASTVAE_PRECISION == FP32 ? 4 : 16) : ROWS + 4;
-  static constexpr int floats = (ALONG ? ROWS : DEPTH) * ld;
-  float* p;
-
-  template <int THREADS>
-  DEVICE void fetch(const Operand& from, int depth, int i0, int k0) const {
-    constexpr int slow = ALONG ? ROWS : DEPTH, groups = (ALONG ? DEPTH : ROWS) / 4, step = THREADS / groups;
-    static_assert(THREADS % groups == 0 && slow % step == 0, "every thread copies as many fours, below each other");
-    const int s0 = static_cast<int>(threadIdx.x) / groups, f = static_cast<int>(threadIdx.x) % groups * 4;
-    const int first = (ALONG ? i0 : k0) + s0, fast = (ALONG ? k0 : i0) + f;
-    const int slow_end = ALONG ? from.extent : depth, fast_end = ALONG ? depth : from.extent;
-    const float* source = from.p + first * from.ld + fast;
-    UNROLL
-    for (int s = 0; s < slow; s += step) {
-      const bool valid = first + s < slow_end && fast < fast_end;
-      copy_async(p + (s0 + s) * ld + f, valid ? source + s * from.ld : from.p, valid);
-    }
-  }
-
-  // Elements k to k + 3 of row i.
-  DEVICE float4 at(int i, int k) const {
-    if constexpr (ALONG) {
-      return *reinterpret_cast<const float4*>(p + i * ld + k);
-    } else {
-      const float* first = p + k * ld + i;
-      return {first[0], first[ld], first[2 * ld], first[3 * ld]};
-    }
-  }
-};
-
 // Rows of bytes in shared memory, times a scale, over all of K.
 struct ByteTile {
   const u8* p;
@@ -92,58 +52,86 @@ struct ByteTile {
 // the input of a layer is, beside the gradient of its output.
 enum Early { EARLY_A, EARLY_B };
 
-// BM x BN of C by THREADS threads. A_ALONG: A is stored with K contiguous; B_ALONG likewise.
-template <int BM, int BN, int THREADS, bool A_ALONG, bool B_ALONG>
-struct Product {
-  typedef Tile<A_ALONG, BM> A;
-  typedef Tile<B_ALONG, BN> B;
-  static constexpr int stage_floats = A::floats + B::floats;
-  static constexpr int STAGES =
-      BM == 32 ? 5 : 3;  // where tiles are small, what counts is how many copies are under way
-
+// The sums of BM x BN of C that a thread of a GROUP holds. A_ALONG: A is stored with K contiguous; B_ALONG likewise.
+template <int BM, int BN, int GROUP, bool A_ALONG, bool B_ALONG>
+struct Sums {
 #if FASTVAE_PRECISION == FP32
-  // Each thread has a grid of TM x TN elements, COLUMNS and BM / TM apart.
-  static constexpr int TN = 4, COLUMNS = BN / TN, TM = BM * COLUMNS / THREADS;
+  // A grid of TM x TN; side by side where the operand's rows are along them, else as far apart as they can be.
+  static constexpr int TN = 4, COLUMNS = BN / TN, TM = BM * COLUMNS / GROUP, elements = TM * TN;
+  static constexpr int NEAR = TM < 4 ? TM : 4;  // rows that are read together, of rows along them
   float c[TM][TN];
 
+  static DEVICE int row_of(int i, int thread) {
+    const int row = thread / COLUMNS;
+    return A_ALONG ? row + i * (BM / TM) : (row + i / NEAR * (BM / TM)) * NEAR + i % NEAR;
+  }
+  static DEVICE int column_of(int j, int thread) {
+    const int column = thread % COLUMNS;
+    return B_ALONG ? column + j * COLUMNS : column * TN + j;
+  }
+  static DEVICE Place place_of(int e, int thread) { return {row_of(e / TN, thread), column_of(e % TN, thread)}; }
+  DEVICE float& element(int e) { return c[e / TN][e % TN]; }
+
   template <typename TA, typename TB>
-  DEVICE void multiply(const TA& a_tile, const TB& b_tile) {
-    const int row = threadIdx.x / COLUMNS, column = threadIdx.x % COLUMNS;
+  DEVICE void multiply(const TA& a_tile, const TB& b_tile, int thread) {
     UNROLL
     for (int k = 0; k < DEPTH; k += 4) {
-      float4 a[TM], b[TN];
-      UNROLL
-      for (int i = 0; i < TM; ++i) a[i] = a_tile.at(row + i * (BM / TM), k);
-      UNROLL
-      for (int j = 0; j < TN; ++j) b[j] = b_tile.at(column + j * COLUMNS, k);
-      UNROLL
-      for (int i = 0; i < TM; ++i) {
+      float a[TM][4], b[TN][4];
+      if constexpr (A_ALONG) {
         UNROLL
-        for (int j = 0; j < TN; ++j) {
-          c[i][j] = multiply_add(a[i].x, b[j].x, c[i][j]);
-          c[i][j] = multiply_add(a[i].y, b[j].y, c[i][j]);
-          c[i][j] = multiply_add(a[i].z, b[j].z, c[i][j]);
-          c[i][j] = multiply_add(a[i].w, b[j].w, c[i][j]);
+        for (int i = 0; i < TM; ++i) spread(a_tile.at(row_of(i, thread), k), a[i]);
+      } else {
+        UNROLL
+        for (int n = 0; n < 4; ++n) {
+          UNROLL
+          for (int i = 0; i < TM; i += NEAR) {
+            float v[NEAR];
+            a_tile.rows_at(row_of(i, thread), k + n, v);
+            UNROLL
+            for (int m = 0; m < NEAR; ++m) a[i + m][n] = v[m];
+          }
+        }
+      }
+      if constexpr (B_ALONG) {
+        UNROLL
+        for (int j = 0; j < TN; ++j) spread(b_tile.at(column_of(j, thread), k), b[j]);
+      } else {
+        UNROLL
+        for (int n = 0; n < 4; ++n) {
+          float v[TN];
+          b_tile.rows_at(column_of(0, thread), k + n, v);
+          UNROLL
+          for (int j = 0; j < TN; ++j) b[j][n] = v[j];
+        }
+      }
+      UNROLL
+      for (int n = 0; n < 4; ++n) {
+        UNROLL
+        for (int i = 0; i < TM; ++i) {
+          UNROLL
+          for (int j = 0; j < TN; ++j) c[i][j] = multiply_add(a[i][n], b[j][n], c[i][j]);
         }
       }
     }
   }
-
-  static constexpr int elements = TM * TN;
-  static DEVICE Place place_of(int e) {
-    return {static_cast<int>(threadIdx.x) / COLUMNS + e / TN * (BM / TM),
-            static_cast<int>(threadIdx.x) % COLUMNS + e % TN * COLUMNS};
-  }
-  DEVICE float& element(int e) { return c[e / TN][e % TN]; }
+  static DEVICE void spread(const float4& four, float (&v)[4]) { v[0] = four.x, v[1] = four.y, v[2] = four.z, v[3] = four.w; }
 #else
-  // Each warp has TM x TN fragments of 16 x 8; warps lie WARPS_N to a row of warps.
-  static constexpr int TN = 2, WARPS_N = BN / (8 * TN), TM = BM * WARPS_N * 32 / (16 * THREADS);
+  // A warp has TM x TN fragments of 16 x 8; warps lie WARPS_N to a row of warps.
+  static constexpr int WARPS = GROUP / 32, TN = WARPS == 1 ? BN / 8 : 2, WARPS_N = BN / (8 * TN);
+  static constexpr int TM = BM * WARPS_N / (16 * WARPS), elements = TM * TN * 4;
   float c[TM][TN][4];
+
+  static DEVICE Place place_of(int e, int thread) {
+    const int lane = thread % 32, warp = thread / 32, i = e / 4 / TN, j = e / 4 % TN;
+    return {warp / WARPS_N * TM * 16 + lane / 4 + 16 * i + e % 4 / 2 * 8,
+            warp % WARPS_N * TN * 8 + lane % 4 * 2 + 8 * j + e % 2};
+  }
+  DEVICE float& element(int e) { return c[e / 4 / TN][e / 4 % TN][e % 4]; }
 
   // mma sums over columns t, t + 4, ... of a fragment; here lane t brings elements 4t to 4t + 3 of K, in A and B alike.
   template <typename TA, typename TB>
-  DEVICE void multiply(const TA& a_tile, const TB& b_tile) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+  DEVICE void multiply(const TA& a_tile, const TB& b_tile, int thread) {
+    const int lane = thread % 32, warp = thread / 32, g = lane / 4, t = lane % 4;
     const int row = warp / WARPS_N * TM * 16 + g, column = warp % WARPS_N * TN * 8 + g;
     UNROLL
     for (int k = 0; k < DEPTH; k += 16) {
@@ -174,15 +162,33 @@ struct Product {
     mma_tf32(d, {to_tf32(upper.z), to_tf32(lower.z), to_tf32(upper.w), to_tf32(lower.w)}, {to_tf32(b.z), to_tf32(b.w)});
 #endif
   }
-
-  static constexpr int elements = TM * TN * 4;
-  static DEVICE Place place_of(int e) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, i = e / 4 / TN, j = e / 4 % TN;
-    return {warp / WARPS_N * TM * 16 + lane / 4 + 16 * i + e % 4 / 2 * 8,
-            warp % WARPS_N * TN * 8 + lane % 4 * 2 + 8 * j + e % 2};
-  }
-  DEVICE float& element(int e) { return c[e / 4 / TN][e / 4 % TN][e % 4]; }
 #endif
+};
+
+// BM x BN of C by GROUPS groups of GROUP threads.
+template <int BM, int BN, int GROUP, int GROUPS, bool A_ALONG, bool B_ALONG>
+struct Product {
+  typedef Tile<A_ALONG, BM> A;
+  typedef Tile<B_ALONG, BN> B;
+  typedef Sums<BM, BN, GROUP, A_ALONG, B_ALONG> GroupSums;
+  static_assert(GROUPS == 1 || GROUP == 32, "a part of a block that waits for itself is a warp");
+  // Where tiles are small, what counts is how many copies are under way.
+  static constexpr int STAGES = BM == 32 && GROUPS == 1 ? 5 : 3, STRIDE = GROUPS * DEPTH;
+  static constexpr int stage_floats = A::floats + B::floats;
+  static constexpr int elements = BM * BN / (GROUP * GROUPS);  // of a thread, at the end
+  GroupSums sums;
+  float own[GROUPS > 1 ? elements : 1];  // where groups add up
+
+  static DEVICE Place place_of(int e) {
+    if constexpr (GROUPS == 1) return GroupSums::place_of(e, threadIdx.x);
+    constexpr int fours = BN / 4;
+    return {static_cast<int>(threadIdx.x) / fours + e / 4 * (GROUP * GROUPS / fours),
+            static_cast<int>(threadIdx.x) % fours * 4 + e % 4};
+  }
+  DEVICE float& element(int e) {
+    if constexpr (GROUPS == 1) return sums.element(e);
+    return own[e];
+  }
 
   // f(i, j, e) of each element of the tile that this thread holds, its e-th.
   template <typename F>
@@ -195,8 +201,8 @@ struct Product {
   DEVICE void each(F f) {
     each_place([&](int i, int j, int e) { f(i, j, element(e), e); });
   }
-  // What is read at each place beside the sums, read(i, j): before they are made where tiles are small, since then it
-  // is latency that counts; else when it is asked for, since it would take the registers of another block.
+  // What is read at each place beside the sums, read(i, j): before they are made where tiles are small, since then it is
+  // latency that counts; else when it is asked for, since it would take the registers of another block.
   template <typename F>
   struct Beside {
     static constexpr bool AHEAD = BM == 32;
@@ -221,67 +227,113 @@ struct Product {
     each_place([&](int i, int j, int e) { element(e) = f(i, j); });
   }
 
-  // Add the tile at (i0, j0). `shared` holds STAGES * stage_floats; on_stage(a_tile, b_tile) sees each stage in order,
-  // the rest of the last one zero. Of the operand `early`, which the launch before does not write, the first stages are
-  // asked for before begin(), which waits for that launch. False where begin() says so, and then there is no product.
+  // Add the tile at (i0, j0). `shared` holds GROUPS * STAGES * stage_floats; on_stage(b_tile) sees each stage in order
+  // of one group, the rest of the last one zero. Of the operand `early`, which the launch before does not write, the
+  // first stages are asked for before begin(), which waits for that launch. False where begin() says so, and then there
+  // is no product.
   template <typename Begin, typename F>
   DEVICE bool run(float* shared, const Operand& a, const Operand& b, int depth, int i0, int j0, Early early,
                   Begin begin, F on_stage) {
-    auto fetch_a = [&](int slot, int k0) { A{shared + slot * stage_floats}.template fetch<THREADS>(a, depth, i0, k0); };
-    auto fetch_b = [&](int slot, int k0) {
-      B{shared + slot * stage_floats + A::floats}.template fetch<THREADS>(b, depth, j0, k0);
-    };
+    typename A::template Source<GROUP> a_source(a, depth, i0, first_k(), STRIDE, thread());
+    typename B::template Source<GROUP> b_source(b, depth, j0, first_k(), STRIDE, thread());
+    float* mine = shared + group() * STAGES * stage_floats;
+    auto fetch_a = [&](int slot) { a_source.fetch(mine + slot * stage_floats, STRIDE); };
+    auto fetch_b = [&](int slot) { b_source.fetch(mine + slot * stage_floats + A::floats, STRIDE); };
     auto use = [&](int slot, int) {
-      const A a_tile{shared + slot * stage_floats};
+      const A a_tile{mine + slot * stage_floats};
       const B b_tile{a_tile.p + A::floats};
-      multiply(a_tile, b_tile);
-      on_stage(a_tile, b_tile);
+      sums.multiply(a_tile, b_tile, thread());
+      on_stage(b_tile);
     };
-    return early == EARLY_A ? pipeline(depth, fetch_a, begin, fetch_b, use)
-                            : pipeline(depth, fetch_b, begin, fetch_a, use);
+    const bool goes_on = early == EARLY_A ? pipeline<false>(depth, fetch_a, begin, fetch_b, use)
+                                          : pipeline<false>(depth, fetch_b, begin, fetch_a, use);
+    if (goes_on) add_up(shared);
+    return goes_on;
   }
 
-  // The same with all of A's rows in shared memory already, or on the way; `shared` holds STAGES * B::floats.
+  // The same with all of A's rows in shared memory already, or on the way; `shared` holds GROUPS * STAGES * B::floats.
   DEVICE void run(float* shared, const ByteTile& a, const Operand& b, int depth, int j0) {
-    pipeline(
-        depth, [](int, int) {}, [] { return true; },
-        [&](int slot, int k0) { B{shared + slot * B::floats}.template fetch<THREADS>(b, depth, j0, k0); },
-        [&](int slot, int k0) { multiply(ByteTile{a.p + k0, a.ld, a.scale}, B{shared + slot * B::floats}); });
+    typename B::template Source<GROUP> b_source(b, depth, j0, first_k(), STRIDE, thread());
+    float* mine = shared + group() * STAGES * B::floats;
+    pipeline<true>(
+        depth, [](int) {}, [] { return true; }, [&](int slot) { b_source.fetch(mine + slot * B::floats, STRIDE); },
+        [&](int slot, int k) {
+          sums.multiply(ByteTile{a.p + k, a.ld, a.scale}, B{mine + slot * B::floats}, thread());
+        });
+    add_up(shared);
   }
 
  private:
-  // early(slot, k0) and late(slot, k0) ask for a stage, use(slot, k0) takes it STAGES - 1 stages later.
-  template <typename AskEarly, typename Begin, typename AskLate, typename Use>
+  static DEVICE int thread() { return threadIdx.x % GROUP; }
+  static DEVICE int group() { return GROUPS == 1 ? 0 : threadIdx.x / GROUP; }
+  static DEVICE int first_k() { return group() * DEPTH; }
+  static DEVICE void group_barrier() {
+    if constexpr (GROUPS == 1)
+      block_barrier();
+    else
+      warp_barrier();
+  }
+
+  // early(slot) and late(slot) ask for the group's next stage, use(slot, k) takes it STAGES - 1 stages later. IN_COMMON:
+  // copies asked for before are read by every group.
+  template <bool IN_COMMON, typename AskEarly, typename Begin, typename AskLate, typename Use>
   DEVICE bool pipeline(int depth, AskEarly early, Begin begin, AskLate late, Use use) {
-    const int stages = (depth + DEPTH - 1) / DEPTH;
     UNROLL
     for (int s = 0; s < STAGES - 1; ++s)
-      if (s < stages) early(s, s * DEPTH);
+      if (first_k() + s * STRIDE < depth) early(s);
     if (!begin()) {
       commit_copies();
       wait_copies<0>();
       return false;
     }
-    // one group for each stage, also where there is nothing to fetch, so that counts agree
+    if constexpr (GROUPS > 1) {
+      UNROLL
+      for (int e = 0; e < GroupSums::elements; ++e) sums.element(e) = 0.0f;
+    }
+    // one group of copies for each stage, also where there is nothing to fetch, so that counts agree
     UNROLL
     for (int s = 0; s < STAGES - 1; ++s) {
-      if (s < stages) late(s, s * DEPTH);
+      if (first_k() + s * STRIDE < depth) late(s);
       commit_copies();
     }
+    if constexpr (IN_COMMON && GROUPS > 1) {
+      wait_copies<STAGES - 1>();
+      block_barrier();
+    }
     int slot = 0, free_slot = STAGES - 1;
-    for (int s = 0; s < stages; ++s) {
+    for (int k = first_k(); k < depth; k += STRIDE) {
       wait_copies<STAGES - 2>();
-      block_barrier();  // stage s is here, and nobody reads the slot of stage s - 1 any more
-      const int next = s + STAGES - 1;
-      if (next < stages) {
-        early(free_slot, next * DEPTH);
-        late(free_slot, next * DEPTH);
+      group_barrier();  // this stage is here, and nobody reads the slot of the one before any more
+      if (k + (STAGES - 1) * STRIDE < depth) {
+        early(free_slot);
+        late(free_slot);
       }
       commit_copies();
-      use(slot, s * DEPTH);
+      use(slot, k);
       free_slot = slot;
       if (++slot == STAGES) slot = 0;
     }
     return true;
+  }
+
+  // Add the groups' sums, in their order, to what this thread holds of them.
+  DEVICE void add_up(float* shared) {
+    if constexpr (GROUPS > 1) {
+      constexpr int ld = BN + 8;  // rows that are written together lie in different banks
+      static_assert(BM * ld <= STAGES * B::floats, "there is room for a group's sums where its stages were");
+      wait_copies<0>();
+      block_barrier();
+      UNROLL
+      for (int e = 0; e < GroupSums::elements; ++e) {
+        const Place at = GroupSums::place_of(e, thread());
+        shared[(group() * BM + at.i) * ld + at.j] = sums.element(e);
+      }
+      block_barrier();
+      UNROLL
+      for (int e = 0; e < elements; ++e) {
+        UNROLL
+        for (int g = 0; g < GROUPS; ++g) own[e] += shared[(g * BM + place_of(e).i) * ld + place_of(e).j];
+      }
+    }
   }
 };

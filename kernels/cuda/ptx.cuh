@@ -32,6 +32,7 @@ DEVICE T read_early(const T* p) {
 }
 
 DEVICE void block_barrier() { __syncthreads(); }
+DEVICE void warp_barrier() { __syncwarp(); }
 template <typename T>
 DEVICE T shuffle_xor(T v, int lane_mask) {
   return __shfl_xor_sync(0xffffffffu, v, lane_mask);
