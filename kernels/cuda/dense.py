@@ -40,29 +40,33 @@ DEPTH = 32  # product.cuh's
 
 
 class Tile(NamedTuple):
-    """Rows, and as many columns, of a result that one block computes."""
+    """Rows and columns of a result that one block computes."""
 
     name: str
-    size: int
+    rows: int
+    columns: int
     threads: int
     stages: int
     groups: int = 1  # of threads, each with a part of K and stages of its own
 
     def across(self, columns: int) -> int:
         """Return the number of tiles side by side."""
-        return -(-columns // self.size)
+        return -(-columns // self.columns)
 
     def blocks(self, shape: tuple[int, int]) -> int:
         """Return the number of tiles of a result."""
-        return self.across(shape[0]) * self.across(shape[1])
+        return -(-shape[0] // self.rows) * self.across(shape[1])
 
-    def shared_bytes(self, operands: int = 2) -> int:
-        """Shared memory for tiles of so many operands."""
-        return 4 * self.groups * self.stages * operands * self.size * DEPTH
+    def shared_bytes(self, *, of_rows: bool = True) -> int:
+        """Shared memory for tiles of both operands, or of the one with the result's columns alone."""
+        return 4 * self.groups * self.stages * (of_rows * self.rows + self.columns) * DEPTH
 
 
-SMALL, LARGE = Tile("small", 32, 128, stages=5), Tile("large", 64, 256, stages=3)
-SPLIT = Tile("split", 32, 128, stages=3, groups=4)
+SMALL, LARGE = Tile("small", 32, 32, 128, stages=5), Tile("large", 64, 64, 256, stages=3)
+SPLIT = {
+    precision: Tile("split", rows, 32, 128, stages=3, groups=4)
+    for precision, rows in (("fp32", 16), ("tf32", 32), ("bf16", 32))
+}
 # Large tiles read less and keep the arithmetic units busier, once there are enough of them for a device of 132
 # multiprocessors. Not yet measured.
 _ENOUGH_TILES = 132
@@ -91,7 +95,7 @@ class Layer(NamedTuple):
 
 def forward(layer: Layer, x: Matrix, rows: int, *, activation: str, precision: str, loop: int = 0) -> Launch:
     """Affine layer and activation: ``y = f(x W + b)``."""
-    tile = tile_for((rows, layer.fan_out), few=SPLIT if loop else SMALL)
+    tile = tile_for((rows, layer.fan_out), few=SPLIT[precision] if loop else SMALL)
     return Launch.of(
         "dense", f"forward_{tile.name}", _FORWARD, tile.blocks((rows, layer.fan_out)), tile.threads,
         tile.shared_bytes(),
@@ -104,7 +108,7 @@ def input_gradient(
     layer: Layer, dx: Matrix, rows: int, *, precision: str, h: Matrix = NOWHERE, activation: str = "none", loop: int = 0
 ) -> Launch:
     """Gradient of the input: ``dx = dy W^T``, times the slope at the layer's input where that is a hidden layer `h`."""
-    tile = tile_for((rows, layer.fan_in), few=SPLIT if loop else SMALL)
+    tile = tile_for((rows, layer.fan_in), few=SPLIT[precision] if loop else SMALL)
     return Launch.of(
         "dense", f"input_gradient_{tile.name}", INPUT_GRADIENT, tile.blocks((rows, layer.fan_in)), tile.threads,
         tile.shared_bytes(),

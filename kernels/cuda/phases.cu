@@ -277,13 +277,13 @@ DEVICE void output_layer_tile(const OutputLayer& args, float* shared) {
   });
   TileProduct first, second;
   first.begin_with([&](int, int j) { return early_at(b, j, j0 + j < n); });
-  if (GAUSSIAN) second.begin_with([&](int, int j) { return early_at(b, n + j, j0 + j < n); });
   if (!first.run(
           shared, h, {args.w.p, args.w.ld, n}, args.fan_in, i0, j0, EARLY_B, [&] { return forward_goes_on(args.loop); },
           nothing))
     return;
   block_barrier();
   if constexpr (GAUSSIAN) {
+    second.begin_with([&](int, int j) { return early_at(b, n + j, j0 + j < n); });
     second.run(shared, h, {args.w.p + n, args.w.ld, n}, args.fan_in, i0, j0, EARLY_B, [] { return true; }, nothing);
     block_barrier();
   }

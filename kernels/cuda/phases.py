@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastvae.kernels import BINARIZE
-from fastvae.kernels.cuda.dense import ACTIVATIONS, DEPTH, INPUT_GRADIENT, SPLIT, Layer, Tile, leading, tile_for
+from fastvae.kernels.cuda.dense import ACTIVATIONS, DEPTH, INPUT_GRADIENT, SMALL, SPLIT, Layer, Tile, leading, tile_for
 from fastvae.kernels.cuda.gather import Dataset
 from fastvae.kernels.cuda.latent import Latent
 from fastvae.kernels.cuda.launch import ADDRESS, FLOAT, INT, MATRIX, WORD, Launch, Matrix, struct
@@ -51,12 +51,12 @@ def _byte_row(n: int) -> int:
 
 
 def _first_layer_bytes(tile: Tile, n: int) -> int:
-    return tile.shared_bytes(operands=1) + tile.size * _byte_row(n)
+    return tile.shared_bytes(of_rows=False) + tile.rows * _byte_row(n)
 
 
-def first_layer_fits(data: Dataset, layer: Layer, rows: int) -> bool:
+def first_layer_fits(data: Dataset, layer: Layer, rows: int, precision: str) -> bool:
     """Whether the dataset is dense bytes, and a tile's rows of it fit into shared memory."""
-    tile = tile_for((rows, layer.fan_out), few=SPLIT)
+    tile = tile_for((rows, layer.fan_out), few=SPLIT[precision])
     return not data.indptr and data.dtype.itemsize == 1 and _first_layer_bytes(tile, layer.fan_in) <= _SHARED_BYTES
 
 
@@ -72,10 +72,11 @@ def first_layer(
     binarize: str,
     seed: int,
     activation: str,
+    precision: str,
     loop: int,
 ) -> Launch:
     """Gather x and compute the first hidden layer."""
-    tile = tile_for((rows, layer.fan_out), few=SPLIT)
+    tile = tile_for((rows, layer.fan_out), few=SPLIT[precision])
     return Launch.of(
         "phases", f"first_layer_{tile.name}", _FIRST_LAYER, tile.blocks((rows, layer.fan_out)), tile.threads,
         _first_layer_bytes(tile, layer.fan_in),
@@ -134,14 +135,14 @@ def output_layer_fits(network: Network) -> bool:
     return network.likelihood == "bernoulli" or network.data_dim % 4 == 0
 
 
-def output_tiles(network: Network, rows: int) -> int:
+def output_tiles(network: Network, rows: int, precision: str) -> int:
     """Terms of log p(x|z) that `output_layer` leaves for each row."""
-    return tile_for((rows, network.data_dim), few=SPLIT).across(network.data_dim)
+    return tile_for((rows, network.data_dim), few=SPLIT[precision]).across(network.data_dim)
 
 
 def most_terms(network: Network, rows: int) -> int:
     """Terms that so many rows, or fewer, leave at most."""
-    return rows * SPLIT.across(network.data_dim)
+    return rows * SMALL.across(network.data_dim)
 
 
 def output_layer(
@@ -159,7 +160,7 @@ def output_layer(
 ) -> Launch:
     """The decoder's last layer with the likelihood and its gradient in the epilogue."""
     shape = rows, network.data_dim
-    tile = tile_for(shape, few=SPLIT)
+    tile = tile_for(shape, few=SPLIT[precision])
     return Launch.of(
         "phases", f"{network.likelihood}_layer_{tile.name}", _OUTPUT_LAYER, tile.blocks(shape), tile.threads,
         tile.shared_bytes(),
@@ -173,7 +174,7 @@ def output_backward(
     layer: Layer, dx: Matrix, rows: int, statistics: Statistics, *, h: Matrix, activation: str, precision: str
 ) -> Launch:
     """Gradient of the last layer's input, and the statistics beside it."""
-    tile = tile_for((rows, layer.fan_in), few=SPLIT)
+    tile = tile_for((rows, layer.fan_in), few=SPLIT[precision])
     gradient = (layer.dy, layer.w, h, dx, rows, layer.fan_in, layer.fan_out, ACTIVATIONS[activation], 0)
     return Launch.of(
         "phases", f"output_backward_{tile.name}", _OUTPUT_BACKWARD, tile.blocks((rows, layer.fan_in)) + 1, tile.threads,

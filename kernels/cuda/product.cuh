@@ -9,10 +9,14 @@
 #include "tile.cuh"
 
 // Rows, columns, threads of a group and groups, of the tiles that kernels are made for. SPLIT is for few rows, where a
-// step is latency.
+// step is latency; in fp32 it is arithmetic too, and half as many rows give work to twice as many multiprocessors.
 #define SMALL 32, 32, 128, 1
 #define LARGE 64, 64, 256, 1
+#if FASTVAE_PRECISION == FP32
+#define SPLIT 16, 32, 32, 4
+#else
 #define SPLIT 32, 32, 32, 4
+#endif
 
 // The block's tile, of a grid of them row by row: where it begins.
 struct Place {
@@ -114,7 +118,9 @@ struct Sums {
       }
     }
   }
-  static DEVICE void spread(const float4& four, float (&v)[4]) { v[0] = four.x, v[1] = four.y, v[2] = four.z, v[3] = four.w; }
+  static DEVICE void spread(const float4& four, float (&v)[4]) {
+    v[0] = four.x, v[1] = four.y, v[2] = four.z, v[3] = four.w;
+  }
 #else
   // A warp has TM x TN fragments of 16 x 8; warps lie WARPS_N to a row of warps.
   static constexpr int WARPS = GROUP / 32, TN = WARPS == 1 ? BN / 8 : 2, WARPS_N = BN / (8 * TN);
@@ -173,7 +179,7 @@ struct Product {
   typedef Sums<BM, BN, GROUP, A_ALONG, B_ALONG> GroupSums;
   static_assert(GROUPS == 1 || GROUP == 32, "a part of a block that waits for itself is a warp");
   // Where tiles are small, what counts is how many copies are under way.
-  static constexpr int STAGES = BM == 32 && GROUPS == 1 ? 5 : 3, STRIDE = GROUPS * DEPTH;
+  static constexpr int STAGES = BM <= 32 && GROUPS == 1 ? 5 : 3, STRIDE = GROUPS * DEPTH;
   static constexpr int stage_floats = A::floats + B::floats;
   static constexpr int elements = BM * BN / (GROUP * GROUPS);  // of a thread, at the end
   GroupSums sums;
@@ -201,11 +207,11 @@ struct Product {
   DEVICE void each(F f) {
     each_place([&](int i, int j, int e) { f(i, j, element(e), e); });
   }
-  // What is read at each place beside the sums, read(i, j): before they are made where tiles are small, since then it is
-  // latency that counts; else when it is asked for, since it would take the registers of another block.
+  // What is read at each place beside the sums, read(i, j): before they are made where tiles are small, since then it
+  // is latency that counts; else when it is asked for, since it would take the registers of another block.
   template <typename F>
   struct Beside {
-    static constexpr bool AHEAD = BM == 32;
+    static constexpr bool AHEAD = BM <= 32;
     F read;
     decltype(read(0, 0)) kept[AHEAD ? elements : 1];
 
@@ -274,8 +280,8 @@ struct Product {
       warp_barrier();
   }
 
-  // early(slot) and late(slot) ask for the group's next stage, use(slot, k) takes it STAGES - 1 stages later. IN_COMMON:
-  // copies asked for before are read by every group.
+  // early(slot) and late(slot) ask for the group's next stage, use(slot, k) takes it STAGES - 1 stages later.
+  // IN_COMMON: copies asked for before are read by every group.
   template <bool IN_COMMON, typename AskEarly, typename Begin, typename AskLate, typename Use>
   DEVICE bool pipeline(int depth, AskEarly early, Begin begin, AskLate late, Use use) {
     UNROLL

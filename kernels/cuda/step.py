@@ -55,7 +55,7 @@ class Step:
         """Gather, encode, sample, decode, compare; back again; and update."""
         encoder, decoder, all_rows = self.work.encoder, self.work.decoder, self.draws * self.rows
         # how many layers the first launch does, and how many of the decoder the launch does that samples
-        first = int(len(encoder) > 1 and phases.first_layer_fits(self.data, encoder[0], self.rows))
+        first = int(len(encoder) > 1 and phases.first_layer_fits(self.data, encoder[0], self.rows, self.precision))
         together = int(phases.sample_fits(encoder, decoder, self.rows, self.draws))
         sides = {"heads": encoder[-1], "below": encoder[-2], "above": decoder[0]} if together else {}
 
@@ -123,6 +123,7 @@ class Step:
             binarize=self.binarize,
             seed=self.seed,
             activation=self.network.activation,
+            precision=self.precision,
             loop=self.tables.loop,
         )
 
@@ -148,7 +149,9 @@ class Step:
     def _output_backward(self) -> Launch:
         """Gradient below the decoder's heads, and the statistics."""
         work, all_rows = self.work, self.draws * self.rows
-        parts = phases.output_tiles(self.network, all_rows) if phases.output_layer_fits(self.network) else 1
+        parts = (
+            phases.output_tiles(self.network, all_rows, self.precision) if phases.output_layer_fits(self.network) else 1
+        )
         below = work.decoder[-2] if len(work.decoder) > 1 else None
         return phases.output_backward(
             work.decoder[-1],
