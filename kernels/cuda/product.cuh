@@ -6,6 +6,7 @@
 // the tile nor the rows beside it. Or every warp is one: the warps take turns along K, wait for nobody else on the way,
 // and add up at the end, warp by warp.
 #pragma once
+#include "elements.cuh"
 #include "tile.cuh"
 
 // Rows, columns, threads of a group and groups, of the tiles that kernels are made for. SPLIT is for few rows, where a
@@ -19,9 +20,6 @@
 #endif
 
 // The block's tile, of a grid of them row by row: where it begins.
-struct Place {
-  int i, j;
-};
 template <int BM, int BN>
 DEVICE Place tile_place(int tile, int columns) {
   const int column_tiles = (columns + BN - 1) / BN;
@@ -37,6 +35,12 @@ DEVICE float rounded(float v) {
 #else
   return v;
 #endif
+}
+
+template <int N>
+DEVICE void round_all(float (&v)[N]) {
+  UNROLL
+  for (int n = 0; n < N; ++n) v[n] = rounded(v[n]);
 }
 
 // Rows of bytes in shared memory, times a scale, over all of K.
@@ -62,6 +66,7 @@ struct Sums {
 #if FASTVAE_PRECISION == FP32
   // A grid of TM x TN; side by side where the operand's rows are along them, else as far apart as they can be.
   static constexpr int TN = 4, COLUMNS = BN / TN, TM = BM * COLUMNS / GROUP, elements = TM * TN;
+  static constexpr int NEIGHBOURS = B_ALONG ? 1 : TN;
   static constexpr int NEAR = TM < 4 ? TM : 4;  // rows that are read together, of rows along them
   float c[TM][TN];
 
@@ -124,7 +129,7 @@ struct Sums {
 #else
   // A warp has TM x TN fragments of 16 x 8; warps lie WARPS_N to a row of warps.
   static constexpr int WARPS = GROUP / 32, TN = WARPS == 1 ? BN / 8 : 2, WARPS_N = BN / (8 * TN);
-  static constexpr int TM = BM * WARPS_N / (16 * WARPS), elements = TM * TN * 4;
+  static constexpr int TM = BM * WARPS_N / (16 * WARPS), elements = TM * TN * 4, NEIGHBOURS = 2;
   float c[TM][TN][4];
 
   static DEVICE Place place_of(int e, int thread) {
@@ -182,6 +187,7 @@ struct Product {
   static constexpr int STAGES = BM <= 32 && GROUPS == 1 ? 5 : 3, STRIDE = GROUPS * DEPTH;
   static constexpr int stage_floats = A::floats + B::floats;
   static constexpr int elements = BM * BN / (GROUP * GROUPS);  // of a thread, at the end
+  static constexpr int NEIGHBOURS = GROUPS > 1 ? 4 : GroupSums::NEIGHBOURS;
   GroupSums sums;
   float own[GROUPS > 1 ? elements : 1];  // where groups add up
 
@@ -196,42 +202,9 @@ struct Product {
     return own[e];
   }
 
-  // f(i, j, e) of each element of the tile that this thread holds, its e-th.
-  template <typename F>
-  static DEVICE void each_place(F f) {
-    UNROLL
-    for (int e = 0; e < elements; ++e) f(place_of(e).i, place_of(e).j, e);
-  }
-  // f(i, j, c, e) of each.
-  template <typename F>
-  DEVICE void each(F f) {
-    each_place([&](int i, int j, int e) { f(i, j, element(e), e); });
-  }
-  // What is read at each place beside the sums, read(i, j): before they are made where tiles are small, since then it
-  // is latency that counts; else when it is asked for, since it would take the registers of another block.
-  template <typename F>
-  struct Beside {
-    static constexpr bool AHEAD = BM <= 32;
-    F read;
-    decltype(read(0, 0)) kept[AHEAD ? elements : 1];
-
-    DEVICE Beside(F f) : read(f) {
-      if constexpr (AHEAD) each_place([&](int i, int j, int e) { kept[e] = read(i, j); });
-    }
-    DEVICE auto operator()(int i, int j, int e) const {
-      if constexpr (AHEAD) return kept[e];
-      return read(i, j);
-    }
-  };
-  template <typename F>
-  static DEVICE Beside<F> beside(F read) {
-    return Beside<F>(read);
-  }
-  // Begin the sums with f(i, j).
-  template <typename F>
-  DEVICE void begin_with(F f) {
-    each_place([&](int i, int j, int e) { element(e) = f(i, j); });
-  }
+  // Whether what is needed beside the sums is to be read before they are made: where tiles are small, since it is
+  // latency that counts there. Else it would take the registers of another block.
+  static constexpr bool READ_AHEAD = BM <= 32;
 
   // Add the tile at (i0, j0). `shared` holds GROUPS * STAGES * stage_floats; on_stage(b_tile) sees each stage in order
   // of one group, the rest of the last one zero. Of the operand `early`, which the launch before does not write, the
