@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
@@ -84,7 +85,7 @@ class CupyDevice:
         self._device, self._process = cupy.cuda.Device(), os.getpid()
         self.stream, self._copies = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
         self._recent: Sequence[Work] = ()
-        self._products: tuple[Cublas, _CupyBuffer] | None = None  # with its workspace
+        self._products: Cublas | None = None
 
     @contextmanager
     def used_by(self, launches: Sequence[Work] = ()) -> Iterator[None]:
@@ -165,11 +166,12 @@ class CupyDevice:
                 if not isinstance(launch, Product):
                     self._function(launch, precision)
             self.run(list(dict.fromkeys(launch for launch in launches if isinstance(launch, Product))), precision)
-            self.stream.begin_capture()
-            try:
-                self.run(launches, precision)
-            finally:
-                graph = self.stream.end_capture()
+            with _without_collection():
+                self.stream.begin_capture()
+                try:
+                    self.run(launches, precision)
+                finally:
+                    graph = self.stream.end_capture()
             return _CupyGraph(self, graph, launches)
 
     def from_dlpack(self, value: Any) -> Any:
@@ -206,8 +208,8 @@ class CupyDevice:
     def _cublas(self) -> Cublas:
         if self._products is None:
             workspace = self.zeros(WORKSPACE_BYTES)
-            self._products = Cublas(libcublas(), self.stream.ptr, workspace.address), workspace
-        return self._products[0]
+            self._products = Cublas(libcublas(), self.stream.ptr, workspace.address, (self.stream, workspace))
+        return self._products
 
     def _function(self, launch: Launch, precision: str) -> Any:
         precision = precision if FILES[launch.file] else "fp32"
@@ -215,6 +217,18 @@ class CupyDevice:
         if launch.shared_bytes > max(_WITHOUT_ASKING, function.max_dynamic_shared_size_bytes):
             function.max_dynamic_shared_size_bytes = launch.shared_bytes
         return function
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Keep the garbage collector away: a handle that it destroys waits for the device, and so breaks a capture."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @cache

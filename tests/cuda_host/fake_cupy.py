@@ -7,6 +7,7 @@ records runs when its graph is launched, and nothing else may happen on the stre
 from __future__ import annotations
 
 import ctypes
+import gc
 import re
 import sys
 from collections.abc import Iterator
@@ -162,6 +163,7 @@ class RawKernel:
         launch = Launch("", self.name, *grid, *block, args[0].copy(), shared_mem)  # type: ignore[misc]
         node = HostGraph(DEVICE, [launch], self.precision)
         if Stream.current.capturing:
+            assert not gc.isenabled(), "a collection within a capture may destroy what waits for the device"
             Stream.current.nodes.append(node)
         else:
             node.launch()
