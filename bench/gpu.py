@@ -285,6 +285,11 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def _read(path: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(path.read_text())
+    return document
+
+
 json_option = click.option("--json", "json_file", type=click.Path(path_type=Path), required=True, help="Result.")
 
 
@@ -305,7 +310,7 @@ def constants(json_file: Path) -> None:
 
 @main.command()
 @click.argument("who", type=click.Choice(list(_WHO)))
-@click.option("--sweep", is_flag=True, help="All sizes but those of the targets, which are measured without it.")
+@click.option("--sweep", is_flag=True, help="All sizes but those of the targets, added to what the file has of them.")
 @click.option("--seconds", type=float, default=60.0, show_default=True, help="Nothing is begun after so many.")
 @json_option
 def steps(who: str, sweep: bool, seconds: float, json_file: Path) -> None:
@@ -313,6 +318,8 @@ def steps(who: str, sweep: bool, seconds: float, json_file: Path) -> None:
     begin, (runners, clock, clock_name) = perf_counter(), _WHO[who]
     turns, turn_seconds = _SWEEP_TURNS if sweep else _TURNS
     document: dict[str, Any] = {"who": who, "versions": _versions(), "steps": [], "failed": [], "left_out": []}
+    if sweep and json_file.exists():
+        document = _read(json_file)
     data = case_of(*TARGET_SHAPES[0]).load()
     cases = [case_of(*shape) for shape in (SWEEP_SHAPES if sweep else TARGET_SHAPES)]
     orders = [order_of(data, case.batch_size) for case in cases]
@@ -356,7 +363,7 @@ def report(files: tuple[Path, ...], json_file: Path) -> None:
         if not path.exists():
             lists["missing"].append(path.name)
             continue
-        part = json.loads(path.read_text())
+        part = _read(path)
         for key in ("device", "constants"):
             document[key] = part.get(key) or document[key]
         document["versions"] |= part["versions"]

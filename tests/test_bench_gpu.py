@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -192,6 +193,9 @@ def test_our_steps_are_measured_on_both_paths(tmp_path: Path, monkeypatch: pytes
         assert "has precisions fp32, tf32, bf16, not 'fp8'" in result["failed"][0]["reason"]
         done = CliRunner().invoke(gpu.main, ["steps", "ours", "--seconds", "0", "--json", str(target)])
         assert len(json.loads(target.read_text())["left_out"]) == 4
+        monkeypatch.setattr(gpu, "SWEEP_SHAPES", ((4, 5), (5, 5)))
+        done = CliRunner().invoke(gpu.main, ["steps", "ours", "--sweep", "--seconds", "0", "--json", str(target)])
+        assert [line["M"] for line in json.loads(target.read_text())["left_out"]] == [3] * 4 + [4, 5] * 4
 
 
 def test_operands_of_the_products_are_rounded() -> None:
@@ -225,3 +229,6 @@ def test_the_script_names_its_parts_in_time(tmp_path: Path) -> None:
     assert sum(limits) <= 540
     for command in ("constants", "steps ours", "steps torch", "steps jax", "report"):
         assert f"fastvae.bench.gpu {command}" in done.stdout
+    # beside the two logs
+    written = set(re.findall(rf"{re.escape(str(tmp_path))}/out/(\S+)", done.stdout))
+    assert written == {"tests.xml", "constants.json", "ours.json", "torch.json", "jax.json", "gpu.json"}

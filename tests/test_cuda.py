@@ -193,8 +193,10 @@ def test_a_forked_child_is_told() -> None:
 
 
 SHORT_RUN = """
+import cupy
 import test_cuda
 from fastvae import backends
+cupy.cuda.set_allocator(None)  # every array by itself, so that an access beyond it is seen
 for network in (test_cuda.PAPER, test_cuda.DEEP):
     for precision in ("fp32", "tf32", "bf16"):
         test_cuda.Training(network, steps=2).run(test_cuda.make_plan(backends.load("cuda"), network, precision))
