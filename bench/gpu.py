@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
@@ -214,7 +215,13 @@ def _by_torchs_events(work: Callable[[], Any]) -> float:
 _Runner = tuple[str, str, Callable[[Case, Dataset, Any], Steps]]
 
 
+def _require_engine() -> None:
+    if reason := backends.unavailable("cuda"):
+        raise click.ClickException(reason)
+
+
 def _ours(sweep: bool) -> Iterator[_Runner]:
+    _require_engine()
     import cupy
 
     from fastvae.kernels.cuda.device import CupyDevice
@@ -232,6 +239,12 @@ def _ours(sweep: bool) -> Iterator[_Runner]:
 
 
 def _torch(sweep: bool) -> Iterator[_Runner]:
+    if find_spec("torch") is None:
+        raise click.ClickException("PyTorch is not installed")
+    import torch
+
+    if not torch.cuda.is_available():
+        raise click.ClickException("PyTorch finds no GPU: is it a build for CUDA, and the driver new enough?")
     from fastvae.bench.gpu_torch import VARIANTS, TorchSteps
 
     # compiling takes long: in the sweep the best that does not compile, and tf32, which no target asks for, without
@@ -247,6 +260,8 @@ def _torch(sweep: bool) -> Iterator[_Runner]:
 
 
 def _jax(sweep: bool) -> Iterator[_Runner]:
+    if find_spec("jax") is None:
+        raise click.ClickException("JAX is not installed")
     import jax
 
     if jax.default_backend() != "gpu":
@@ -302,9 +317,11 @@ def main() -> None:
 @json_option
 def constants(json_file: Path) -> None:
     """Measure what the device can do."""
+    _require_engine()
     results = measure_constants()
-    engine = backends.load("cuda")
-    _write(json_file, {"device": backends.isa_level(engine), "versions": _versions(), "constants": results})
+    _write(
+        json_file, {"device": backends.isa_level(backends.load("cuda")), "versions": _versions(), "constants": results}
+    )
     click.echo(json.dumps(results, indent=1))
 
 
