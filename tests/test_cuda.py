@@ -181,7 +181,7 @@ if os.fork() == 0:
     try:
         plan.likelihood_mean(out=np.ones((1, 3), np.float32), mean=np.empty((1, 3), np.float32))
     except Exception as error:
-        print(type(error).__name__, error)
+        print(type(error).__name__, error, flush=True)  # for _exit does not
     os._exit(0)
 os.wait()
 """

@@ -25,6 +25,7 @@ from fastvae.kernels.cuda.sources import FILES, options, source_of
 __all__ = ["CupyDevice", "describe", "libcublas"]
 
 _OLDEST = (8, 0)  # cp.async, and mma of tf32 and bf16
+_DEVICE_ERRORS = (runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError)
 _WITHOUT_ASKING = 48 * 1024  # bytes of shared memory that a kernel may have by default
 
 
@@ -96,7 +97,7 @@ class CupyDevice:
         try:
             with self._device, self.stream:
                 yield
-        except (runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError) as error:
+        except _DEVICE_ERRORS as error:
             kernels = "; ".join(dict.fromkeys(map(str, self._recent)))
             raise RuntimeError(f"the CUDA device reports {one_line(error)}, in or after: {kernels}") from error
 
@@ -251,7 +252,9 @@ def _loaded(file: str, kernel: str, precision: str, device: int) -> Any:
     try:
         function = _module(file, precision).get_function(kernel)
         _ = function.num_regs  # compiles and loads it
-    except cupy.cuda.compiler.CompileException as error:
+    except _DEVICE_ERRORS:
+        raise
+    except (cupy.cuda.compiler.CompileException, RuntimeError) as error:  # the latter: no NVRTC, or no headers of CUDA
         raise BackendError(f"backend 'cuda' cannot compile {file}.cu for device {device}: {one_line(error)}") from error
     return function
 
