@@ -7,14 +7,17 @@ workspace are given: https://docs.nvidia.com/cuda/cublas/#cuda-graphs-support
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from ctypes import byref, c_char_p, c_float, c_int, c_size_t, c_void_p
 from typing import Any
 
 from fastvae.kernels.cuda.launch import Product
 
-__all__ = ["WORKSPACE_BYTES", "Cublas"]
+__all__ = ["CAPTURING", "WORKSPACE_BYTES", "Cublas"]
 
+# Held while a stream is captured: destroying a handle waits for the device, which breaks a capture in any thread.
+CAPTURING = threading.RLock()
 # What cuBLAS recommends for compute capability 9.0, and more than for the older ones.
 WORKSPACE_BYTES = 32 * 2**20
 # cublas_api.h's and library_types.h's
@@ -73,4 +76,5 @@ class Cublas:
 
 def _destroy(library: Any, handle: Any, process: int, owners: Any) -> None:
     if os.getpid() == process:  # a forked child has no CUDA
-        library.cublasDestroy_v2(handle)
+        with CAPTURING:
+            library.cublasDestroy_v2(handle)

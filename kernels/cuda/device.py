@@ -17,7 +17,7 @@ from cupy.cuda import runtime
 
 from fastvae.errors import BackendError, one_line
 from fastvae.kernels import Array
-from fastvae.kernels.cuda.cublas import WORKSPACE_BYTES, Cublas
+from fastvae.kernels.cuda.cublas import CAPTURING, WORKSPACE_BYTES, Cublas
 from fastvae.kernels.cuda.launch import Launch, Product, Work
 from fastvae.kernels.cuda.paths import VARIABLE
 from fastvae.kernels.cuda.sources import FILES, options, source_of
@@ -167,7 +167,7 @@ class CupyDevice:
                 if not isinstance(launch, Product):
                     self._function(launch, precision)
             self.run(list(dict.fromkeys(launch for launch in launches if isinstance(launch, Product))), precision)
-            with _without_collection():
+            with CAPTURING, _without_collection():
                 self.stream.begin_capture()
                 try:
                     self.run(launches, precision)
@@ -222,7 +222,7 @@ class CupyDevice:
 
 @contextmanager
 def _without_collection() -> Iterator[None]:
-    """Keep the garbage collector away: a handle that it destroys waits for the device, and so breaks a capture."""
+    """Keep the garbage collector from destroying a handle in this thread, which has the lock already."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -195,6 +195,7 @@ class Cublas:
         return self.status
 
     def cublasDestroy_v2(self, handle: Any) -> int:  # noqa: N802
+        assert not any(stream.capturing for stream in Stream.by_handle.values())
         return 0
 
     def cublasSetStream_v2(self, handle: Any, stream: Any) -> int:  # noqa: N802
