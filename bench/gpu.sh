@@ -17,6 +17,7 @@ parts=" $* "
 cd "$(dirname "$0")/.." || exit 1
 dry=${FASTVAE_GPU_DRY_RUN:-}
 failed=0
+summary=()
 
 # part NAME SECONDS COMMAND...: run it for at most so long, its output in the log and the end of it here. It is
 # interrupted first, so that it can tell what it has, and killed ten seconds later.
@@ -37,7 +38,8 @@ part() {
   before=$(wc -l <"$log")
   timeout --signal=INT --kill-after=10 "$seconds" "$@" >>"$log" 2>&1
   code=$?
-  tail -n "+$((before + 1))" "$log" | tail -n 20
+  tail -n "+$((before + 1))" "$log" | tail -n 12
+  summary+=("$name: $code, $(tail -n 1 "$log" | cut -c -200)")
   if [ "$code" -ne 0 ]; then
     failed=1
     printf '%s failed with %s\n' "$name" "$code" | tee -a "$log"
@@ -57,9 +59,9 @@ workers=()
   workers=(-n 8 --timeout 40 --timeout-method thread)
 
 # the limits add up to nine minutes
-part device 10 nvidia-smi
-part packages 10 "${python[@]}" -m pip list
-part install 60 "${python[@]}" -m pip install --quiet --no-index --no-deps --no-build-isolation --upgrade \
+part device 5 nvidia-smi
+part packages 5 "${python[@]}" -m pip list
+part install 50 "${python[@]}" -m pip install --quiet --no-index --no-deps --no-build-isolation --upgrade \
   --target "$PYTHONPATH" . || exit 1
 part cupy 10 "${python[@]}" -c 'import cupy; cupy.show_config()'
 part info 10 "$PYTHONPATH/bin/fastvae" info
@@ -74,5 +76,11 @@ part ours-sweep 45 "${gpu[@]}" steps ours --sweep --seconds 38 --json "$out/ours
 part torch-sweep 25 "${gpu[@]}" steps torch --sweep --seconds 18 --json "$out/torch.json"
 part jax-sweep 20 "${gpu[@]}" steps jax --sweep --seconds 12 --json "$out/jax.json"
 part report 5 "${gpu[@]}" report "$out"/{constants,ours,torch,jax}.json --json "$out/gpu.json"
-part sanitizer 35 "${python[@]}" -m pytest -m "gpu and slow" "${workers[@]}" tests/test_cuda.py
+[ ${#workers[@]} -eq 0 ] || workers+=(--timeout 50)
+part sanitizer 55 "${python[@]}" -m pytest -m "gpu and slow" "${workers[@]}" tests/test_cuda.py
+if [ -z "$dry" ]; then
+  printf '=== exit codes\n'
+  printf '%s\n' "${summary[@]}"
+  grep -sE '^(FAILED|ERROR) ' "$out/tests.log" | cut -c -200 | tail -n 40
+fi
 exit "$failed"
