@@ -20,7 +20,7 @@ failed=0
 summary=()
 
 # part NAME SECONDS COMMAND...: run it for at most so long, its output in the log and the end of it here. It is
-# interrupted first, so that it can tell what it has, and killed ten seconds later.
+# interrupted first, by itself alone, so that it can tell what it has, and killed a quarter of a minute later.
 part() {
   local name=$1 seconds=$2 log=$out/gpu.log before code
   shift 2
@@ -36,7 +36,7 @@ part() {
   [ "$name" = tests ] && log=$out/tests.log
   printf '=== %s %s\n' "$name" "$*" >>"$log"
   before=$(wc -l <"$log")
-  timeout --signal=INT --kill-after=10 "$seconds" "$@" >>"$log" 2>&1
+  timeout --foreground --signal=INT --kill-after=15 "$seconds" "$@" >>"$log" 2>&1
   code=$?
   tail -n "+$((before + 1))" "$log" | tail -n 12
   summary+=("$name: $code, $(tail -n 1 "$log" | cut -c -200)")
@@ -66,7 +66,7 @@ part install 50 "${python[@]}" -m pip install --quiet --no-index --no-deps --no-
 part cupy 10 "${python[@]}" -c 'import cupy; cupy.show_config()'
 part info 10 "$PYTHONPATH/bin/fastvae" info
 export FASTVAE_REQUIRE=cuda
-part tests 110 "${python[@]}" -m pytest -m "gpu and not slow" "${workers[@]}" --maxfail 40 \
+part tests 110 env OPENBLAS_NUM_THREADS=2 "${python[@]}" -m pytest -m "gpu and not slow" "${workers[@]}" --maxfail 40 \
   --continue-on-collection-errors --junitxml "$out/tests.xml"
 part constants 25 "${gpu[@]}" constants --json "$out/constants.json"
 part ours 28 "${gpu[@]}" steps ours --seconds 22 --json "$out/ours.json"
