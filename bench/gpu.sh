@@ -66,7 +66,7 @@ part install 50 "${python[@]}" -m pip install --quiet --no-index --no-deps --no-
 part cupy 10 "${python[@]}" -c 'import cupy; cupy.show_config()'
 part info 10 "$PYTHONPATH/bin/fastvae" info
 export FASTVAE_REQUIRE=cuda
-part tests 110 env OPENBLAS_NUM_THREADS=2 "${python[@]}" -m pytest -m "gpu and not slow" "${workers[@]}" --maxfail 40 \
+part tests 110 env OPENBLAS_NUM_THREADS=2 COLUMNS=250 "${python[@]}" -m pytest -m "gpu and not slow" "${workers[@]}" --maxfail 40 \
   --continue-on-collection-errors --junitxml "$out/tests.xml"
 part constants 25 "${gpu[@]}" constants --json "$out/constants.json"
 part ours 28 "${gpu[@]}" steps ours --seconds 22 --json "$out/ours.json"
@@ -79,8 +79,8 @@ part report 5 "${gpu[@]}" report "$out"/{constants,ours,torch,jax}.json --json "
 [ ${#workers[@]} -eq 0 ] || workers+=(--timeout 50)
 part sanitizer 55 "${python[@]}" -m pytest -m "gpu and slow" "${workers[@]}" tests/test_cuda.py
 if [ -z "$dry" ]; then
-  printf '=== exit codes\n'
+  printf '=== failed tests, exit codes\n'
+  grep -sE '^(FAILED|ERROR) ' "$out/tests.log" | cut -c -200 | head -n 40
   printf '%s\n' "${summary[@]}"
-  grep -sE '^(FAILED|ERROR) ' "$out/tests.log" | cut -c -200 | tail -n 40
 fi
 exit "$failed"
