@@ -72,9 +72,9 @@ part constants 25 "${gpu[@]}" constants --json "$out/constants.json"
 part ours 28 "${gpu[@]}" steps ours --seconds 22 --json "$out/ours.json"
 part torch 110 "${gpu[@]}" steps torch --seconds 85 --json "$out/torch.json"
 part jax 37 "${gpu[@]}" steps jax --seconds 30 --json "$out/jax.json"
-part ours-sweep 45 "${gpu[@]}" steps ours --sweep --seconds 38 --json "$out/ours.json"
-part torch-sweep 25 "${gpu[@]}" steps torch --sweep --seconds 18 --json "$out/torch.json"
-part jax-sweep 20 "${gpu[@]}" steps jax --sweep --seconds 12 --json "$out/jax.json"
+part ours-sweep 45 "${gpu[@]}" steps ours --sweep --go-on --seconds 38 --json "$out/ours.json"
+part torch-sweep 25 "${gpu[@]}" steps torch --sweep --go-on --seconds 18 --json "$out/torch.json"
+part jax-sweep 20 "${gpu[@]}" steps jax --sweep --go-on --seconds 12 --json "$out/jax.json"
 part report 5 "${gpu[@]}" report "$out"/{constants,ours,torch,jax}.json --json "$out/gpu.json"
 [ ${#workers[@]} -eq 0 ] || workers+=(--timeout 50)
 part sanitizer 55 "${python[@]}" -m pytest -m "gpu and slow" "${workers[@]}" tests/test_cuda.py

@@ -48,7 +48,12 @@ class Runtime(ModuleType):
     CUDARuntimeError = CUDARuntimeError
     memcpyHostToDevice, memcpyDeviceToHost = 1, 2  # noqa: N815
     driver_version, devices, capability, free = 13000, 1, (9, 0), 2**30
+    is_lost = False  # the context, to a failed kernel
     cublas: Cublas
+
+    def deviceSynchronize(self) -> None:  # noqa: N802
+        if self.is_lost:
+            raise CUDARuntimeError("cudaErrorIllegalAddress: an illegal memory access was encountered")
 
     def driverGetVersion(self) -> int:  # noqa: N802
         return self.driver_version
