@@ -9,8 +9,12 @@ bytes.
 from __future__ import annotations
 
 import json
+import os
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
@@ -214,7 +218,13 @@ def _by_torchs_events(work: Callable[[], Any]) -> float:
 _Runner = tuple[str, str, Callable[[Case, Dataset, Any], Steps]]
 
 
+def _require_engine() -> None:
+    if reason := backends.unavailable("cuda"):
+        raise click.ClickException(reason)
+
+
 def _ours(sweep: bool) -> Iterator[_Runner]:
+    _require_engine()
     import cupy
 
     from fastvae.kernels.cuda.device import CupyDevice
@@ -241,6 +251,12 @@ def _ours(sweep: bool) -> Iterator[_Runner]:
 
 
 def _torch(sweep: bool) -> Iterator[_Runner]:
+    if find_spec("torch") is None:
+        raise click.ClickException("PyTorch is not installed")
+    import torch
+
+    if not torch.cuda.is_available():
+        raise click.ClickException("PyTorch finds no GPU: is it a build for CUDA, and the driver new enough?")
     from fastvae.bench.gpu_torch import VARIANTS, TorchSteps
 
     # compiling takes long: in the sweep the best that does not compile, and tf32, which no target asks for, without
@@ -256,6 +272,8 @@ def _torch(sweep: bool) -> Iterator[_Runner]:
 
 
 def _jax(sweep: bool) -> Iterator[_Runner]:
+    if find_spec("jax") is None:
+        raise click.ClickException("JAX is not installed")
     import jax
 
     if jax.default_backend() != "gpu":
@@ -294,6 +312,29 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def _read(path: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(path.read_text())
+    return document
+
+
+def _label(*, who: str, precision: str, M: int, H: int, **_: Any) -> dict[str, Any]:
+    """Name what a line is of."""
+    return {"who": who, "precision": precision, "M": M, "H": H}
+
+
+def _context_is_lost() -> bool:
+    """Say whether a kernel that failed has cost this process its CUDA context, and so all that is still to come."""
+    try:
+        import cupy
+    except ImportError:
+        return False
+    try:
+        cupy.cuda.runtime.deviceSynchronize()
+    except cupy.cuda.runtime.CUDARuntimeError:
+        return True
+    return False
+
+
 json_option = click.option("--json", "json_file", type=click.Path(path_type=Path), required=True, help="Result.")
 
 
@@ -306,30 +347,37 @@ def main() -> None:
 @json_option
 def constants(json_file: Path) -> None:
     """Measure what the device can do."""
+    _require_engine()
     results = measure_constants()
-    engine = backends.load("cuda")
-    _write(json_file, {"device": backends.isa_level(engine), "versions": _versions(), "constants": results})
+    _write(
+        json_file, {"device": backends.isa_level(backends.load("cuda")), "versions": _versions(), "constants": results}
+    )
     click.echo(json.dumps(results, indent=1))
 
 
 @main.command()
 @click.argument("who", type=click.Choice(list(_WHO)))
 @click.option("--sweep", is_flag=True, help="All sizes but those of the targets, which are measured without it.")
+@click.option("--go-on", is_flag=True, help="Keep what the file has, and measure what it does not have.")
 @click.option("--seconds", type=float, default=60.0, show_default=True, help="Nothing is begun after so many.")
 @json_option
-def steps(who: str, sweep: bool, seconds: float, json_file: Path) -> None:
+def steps(who: str, sweep: bool, go_on: bool, seconds: float, json_file: Path) -> None:
     """Time training steps of WHO."""
     begin, (runners, clock, clock_name) = perf_counter(), _WHO[who]
     turns, turn_seconds = _SWEEP_TURNS if sweep else _TURNS
     document: dict[str, Any] = {"who": who, "versions": _versions(), "steps": [], "failed": [], "left_out": []}
+    if go_on and json_file.exists():
+        document = _read(json_file)
+    known = [_label(**line) for line in (*document["steps"], *document["failed"])]
     data = case_of(*TARGET_SHAPES[0]).load()
     cases = [case_of(*shape) for shape in (SWEEP_SHAPES if sweep else TARGET_SHAPES)]
     orders = [order_of(data, case.batch_size) for case in cases]
     # the first of everybody at every size, then the second: what time does not suffice for is the same at every size
     for name, precision, make in runners(sweep):
         for case, order in zip(cases, orders, strict=True):
-            hidden = case.network.encoder_hidden[0]
-            label = {"who": name, "precision": precision, "M": case.batch_size, "H": hidden}
+            label = _label(who=name, precision=precision, M=case.batch_size, H=case.network.encoder_hidden[0])
+            if label in known:
+                continue
             if perf_counter() - begin > seconds:
                 document["left_out"].append(label)
                 continue
@@ -337,8 +385,14 @@ def steps(who: str, sweep: bool, seconds: float, json_file: Path) -> None:
                 times = measured(make(case, data, order), clock, turns=turns, seconds=turn_seconds)
                 line = {**label, "clock": clock_name, "data": data.name, **times}
             except Exception as error:  # one that cannot run takes no other with it
+                traceback.print_exc()
                 document["failed"].append({**label, "reason": f"{type(error).__name__}: {one_line(error)}"})
                 click.echo(f"{case.name}, {name} {precision}: {document['failed'][-1]['reason']}")
+                if _context_is_lost():
+                    _write(json_file, document)
+                    rest = ["--go-on", "--seconds", str(seconds - (perf_counter() - begin)), "--json", str(json_file)]
+                    command = ["-P", "-m", "fastvae.bench.gpu", "steps", who, *(["--sweep"] if sweep else []), *rest]
+                    os.execv(sys.executable, [sys.executable, *command])
             else:
                 step = line["us_per_step"]
                 line["tflops"] = case.flops / step["p50"] / 1e6
@@ -365,7 +419,7 @@ def report(files: tuple[Path, ...], json_file: Path) -> None:
         if not path.exists():
             lists["missing"].append(path.name)
             continue
-        part = json.loads(path.read_text())
+        part = _read(path)
         for key in ("device", "constants"):
             document[key] = part.get(key) or document[key]
         document["versions"] |= part["versions"]

@@ -3,13 +3,13 @@
 #
 #   bench/gpu.sh OUTDIR [PART...]
 #
-# OUTDIR gets a log of every part, tests.xml, the JSON of each measurement and gpu.json, which joins them. A part that
-# fails or is late takes no other with it; PARTs run these alone, after the install. FASTVAE_GPU_DRY_RUN=1 prints what
-# would be run, with the limit of each part in seconds.
+# OUTDIR gets few files: gpu.log, what every part has printed; tests.log and tests.xml; the JSON of each measurement and
+# gpu.json, which joins them. A part that fails or is late takes no other with it; PARTs run these alone, after the
+# install. FASTVAE_GPU_DRY_RUN=1 prints what would be run, with the limit of each part in seconds.
 #
-# The Python that PYTHON names (python3) needs CuPy with cuBLAS, NumPy, SciPy, scikit-learn, Numba, safetensors, click,
-# tqdm, platformdirs, pytest, pytest-benchmark, scikit-build-core, pybind11, CMake and Ninja; PyTorch and JAX for the
-# peers.
+# The Python that PYTHON names (python3) needs CuPy with NVRTC, cuBLAS and CUDA's headers, NumPy, SciPy, scikit-learn,
+# Numba, safetensors, click, tqdm, joblib, pandas, pytest, pytest-benchmark, scikit-build-core, pybind11, CMake and Ninja;
+# PyTorch and JAX for the peers. With pytest-xdist and pytest-timeout the tests survive kernels that hang or fail badly.
 set -uo pipefail
 out=$(realpath -m "${1:?usage: bench/gpu.sh OUTDIR [PART...]}")
 shift
@@ -17,10 +17,12 @@ parts=" $* "
 cd "$(dirname "$0")/.." || exit 1
 dry=${FASTVAE_GPU_DRY_RUN:-}
 failed=0
+summary=()
 
-# part NAME SECONDS COMMAND...: run it for at most so long, its output in OUTDIR/NAME.log and the end of it here.
+# part NAME SECONDS COMMAND...: run it for at most so long, its output in the log and the end of it here. It is
+# interrupted first, by itself alone, so that it can tell what it has, and killed a quarter of a minute later.
 part() {
-  local name=$1 seconds=$2 code
+  local name=$1 seconds=$2 log=$out/gpu.log before code
   shift 2
   case $parts in
     "  " | *" $name "*) ;;
@@ -31,12 +33,16 @@ part() {
     printf '%s\n' "$*"
     return 0
   fi
-  timeout --kill-after=5 "$seconds" "$@" >"$out/$name.log" 2>&1
+  [ "$name" = tests ] && log=$out/tests.log
+  printf '=== %s %s\n' "$name" "$*" >>"$log"
+  before=$(wc -l <"$log")
+  timeout --foreground --signal=INT --kill-after=15 "$seconds" "$@" >>"$log" 2>&1
   code=$?
-  tail -n 12 "$out/$name.log"
+  tail -n "+$((before + 1))" "$log" | tail -n 12
+  summary+=("$name: $code, $(tail -n 1 "$log" | cut -c -200)")
   if [ "$code" -ne 0 ]; then
     failed=1
-    printf '%s failed with %s\n' "$name" "$code"
+    printf '%s failed with %s\n' "$name" "$code" | tee -a "$log"
   fi
   return "$code"
 }
@@ -47,25 +53,34 @@ part() {
 export PYTHONPATH=$PWD/build/gpu-site
 python=("${PYTHON:-python3}" -P)
 gpu=("${python[@]}" -m fastvae.bench.gpu)
+# Eight processes for the tests, each replaced when it is lost.
+workers=()
+"${python[@]}" -c 'import pytest_timeout, xdist' 2>/dev/null &&
+  workers=(-n 8 --timeout 40 --timeout-method thread)
 
 # the limits add up to nine minutes
-part device 10 nvidia-smi
-part install 75 "${python[@]}" -m pip install --quiet --no-index --no-deps --no-build-isolation --upgrade \
+part device 5 nvidia-smi
+part packages 5 "${python[@]}" -m pip list
+part install 50 "${python[@]}" -m pip install --quiet --no-index --no-deps --no-build-isolation --upgrade \
   --target "$PYTHONPATH" . || exit 1
-part info 15 "$PYTHONPATH/bin/fastvae" info
+part cupy 10 "${python[@]}" -c 'import cupy; cupy.show_config()'
+part info 10 "$PYTHONPATH/bin/fastvae" info
 export FASTVAE_REQUIRE=cuda
-part tests 110 "${python[@]}" -m pytest -m "gpu and not slow" --maxfail 40 --junitxml "$out/tests.xml"
+part tests 110 env OPENBLAS_NUM_THREADS=2 COLUMNS=250 "${python[@]}" -m pytest -m "gpu and not slow" "${workers[@]}" --maxfail 40 \
+  --continue-on-collection-errors --junitxml "$out/tests.xml"
 part constants 25 "${gpu[@]}" constants --json "$out/constants.json"
 part ours 28 "${gpu[@]}" steps ours --seconds 22 --json "$out/ours.json"
 part torch 110 "${gpu[@]}" steps torch --seconds 85 --json "$out/torch.json"
 part jax 37 "${gpu[@]}" steps jax --seconds 30 --json "$out/jax.json"
-part ours-sweep 45 "${gpu[@]}" steps ours --sweep --seconds 38 --json "$out/ours-sweep.json"
-part torch-sweep 25 "${gpu[@]}" steps torch --sweep --seconds 18 --json "$out/torch-sweep.json"
-part jax-sweep 20 "${gpu[@]}" steps jax --sweep --seconds 12 --json "$out/jax-sweep.json"
-results=()
-for name in constants ours torch jax ours-sweep torch-sweep jax-sweep; do
-  results+=("$out/$name.json")
-done
-part report 5 "${gpu[@]}" report "${results[@]}" --json "$out/gpu.json"
-part sanitizer 35 "${python[@]}" -m pytest -m "gpu and slow" tests/test_cuda.py -k "memcheck or racecheck"
+part ours-sweep 45 "${gpu[@]}" steps ours --sweep --go-on --seconds 38 --json "$out/ours.json"
+part torch-sweep 25 "${gpu[@]}" steps torch --sweep --go-on --seconds 18 --json "$out/torch.json"
+part jax-sweep 20 "${gpu[@]}" steps jax --sweep --go-on --seconds 12 --json "$out/jax.json"
+part report 5 "${gpu[@]}" report "$out"/{constants,ours,torch,jax}.json --json "$out/gpu.json"
+[ ${#workers[@]} -eq 0 ] || workers+=(--timeout 50)
+part sanitizer 55 "${python[@]}" -m pytest -m "gpu and slow" "${workers[@]}" tests/test_cuda.py
+if [ -z "$dry" ]; then
+  printf '=== failed tests, exit codes\n'
+  grep -sE '^(FAILED|ERROR) ' "$out/tests.log" | cut -c -200 | head -n 40
+  printf '%s\n' "${summary[@]}"
+fi
 exit "$failed"

@@ -137,7 +137,7 @@ def _copy() -> dict[str, float]:
     import cupy
 
     source, to = (cupy.empty(_COPY_BYTES, np.uint8) for _ in range(2))
-    source[:] = 7
+    source.data.memset(7, _COPY_BYTES)
     cupy.cuda.Device().synchronize()
 
     def work(stream: Any) -> None:
@@ -152,11 +152,12 @@ def _products() -> list[dict[str, Any]]:
     """Products of cuBLAS on random numbers, as the engine asks for them."""
     import cupy
 
-    draw, lines = np.random.default_rng(0), list[dict[str, Any]]()
+    sample, lines = np.random.default_rng(0).standard_normal(1_000_003, np.float32), list[dict[str, Any]]()
     for m, n, k in PRODUCTS:
-        values = [cupy.asarray(draw.standard_normal(shape, np.float32)) for shape in ((m, k), (k, n))]
         for precision in ("fp32", "tf32", "bf16"):
-            arrays = [*(as_stored(each, precision) for each in values), cupy.empty((m, n), np.float32)]
+            # rounded on the host: CuPy's arithmetic would have to be compiled, which takes longer and wants headers
+            stored = [np.resize(as_stored(sample, precision), shape) for shape in ((m, k), (k, n))]
+            arrays = [*map(cupy.asarray, stored), cupy.empty((m, n), np.float32)]
             a, b, c = (Matrix(array.data.ptr, array.shape[1]) for array in arrays)
             times = _product_microseconds(Product(a, b, c, m, n, k), precision)
             rates = spread([2e-6 * m * n * k / us for us in times])
@@ -175,7 +176,7 @@ def _product_microseconds(product: Product, precision: str) -> list[float]:
 
     def work(stream: Any) -> None:
         if not handles:
-            handles.append(Cublas(libcublas(), stream.ptr, workspace.data.ptr))
+            handles.append(Cublas(libcublas(), stream.ptr, workspace.data.ptr, (stream, workspace)))
         for _ in range(repeated):
             handles[0].multiply(product, precision)
 

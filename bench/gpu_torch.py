@@ -104,6 +104,8 @@ class TorchSteps:
     def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         if not self._mode:
             return function
+        # else the compiler's own graphs would copy the whole dataset at every step
+        torch._dynamo.mark_static_address(self.model.rows)
         torch._dynamo.reset()  # what was compiled for other sizes counts towards a limit, beyond which nothing is
         compiled: Callable[..., Any] = torch.compile(function, mode=self._mode, dynamic=False, fullgraph=True)
         return compiled

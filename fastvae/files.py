@@ -7,11 +7,27 @@ import errno
 import fcntl
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["lock_folder", "make_folder", "open_temporary", "remove_stale", "replace_file", "sync_folder"]
+__all__ = [
+    "cache_folder",
+    "lock_folder",
+    "make_folder",
+    "open_temporary",
+    "remove_stale",
+    "replace_file",
+    "sync_folder",
+]
+
+
+def cache_folder() -> Path:
+    """Return the folder of the user's cache that is ours, where Linux or macOS has it. It may not exist."""
+    if sys.platform == "darwin":
+        return Path("~/Library/Caches/fastvae").expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "fastvae").expanduser()
 
 
 @contextlib.contextmanager

@@ -28,6 +28,20 @@ def pytest_configure() -> None:
         )
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave a process that a failed kernel has cost its CUDA context: whatever follows in it would fail as well."""
+    if item.get_closest_marker("gpu") is None or backends.unavailable("cuda") is not None:
+        return
+    import cupy
+
+    try:
+        cupy.cuda.runtime.deviceSynchronize()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        if "PYTEST_XDIST_WORKER" not in os.environ:
+            pytest.exit(f"the CUDA context is lost ({error}): the tests that are left need another process", 3)
+        os._exit(3)  # pytest-xdist says that it crashed in this test, and starts another for those that are left
+
+
 # Modules whose tests run on the CUDA engine's kernels compiled for the CPU too. The others look at time, or at
 # processes and threads, which a GPU does not share.
 _CUDA_HOST_MODULES = {

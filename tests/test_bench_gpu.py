@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from fastvae.rng import Stream, normal
 # so small an epsilon that it does not matter whether it is added inside the root or outside
 OPTIMIZER = Optimizer("adagrad", learning_rate=0.01, epsilon=1e-14)
 CASE = Case("small", "A step for tests", Network(40, 3, (20,), (15,)), 16, 1, optimizer=OPTIMIZER)
+SPREAD = ("p20", "p50", "p80")
 DATA = as_dataset(grey_levels(100, 40), scale=1 / 255)
 ORDER = Minibatches(100, 16).take(6)
 
@@ -190,6 +192,48 @@ def test_our_steps_are_measured_in_every_way(tmp_path: Path, monkeypatch: pytest
         assert "has precisions fp32, tf32, bf16, not 'fp8'" in result["failed"][0]["reason"]
         done = CliRunner().invoke(gpu.main, ["steps", "ours", "--seconds", "0", "--json", str(target)])
         assert len(json.loads(target.read_text())["left_out"]) == 6
+        monkeypatch.setattr(gpu, "SWEEP_SHAPES", ((4, 5), (5, 5)))
+        done = CliRunner().invoke(
+            gpu.main, ["steps", "ours", "--sweep", "--go-on", "--seconds", "0", "--json", str(target)]
+        )
+        assert [line["M"] for line in json.loads(target.read_text())["left_out"]] == [3] * 6 + [4, 5] * 6
+
+
+@pytest.mark.skipif(not cuda_host.compiler(), reason="no C++ compiler for the CUDA kernels' twin")
+def test_a_lost_context_leaves_the_rest_to_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which measures what the file does not have."""
+
+    class Replaced(BaseException):
+        """Of `execv`, which does not return."""
+
+    def replace(program: str, command: list[str]) -> None:
+        assert command[:5] == [program, "-P", "-m", "fastvae.bench.gpu", "steps"]
+        commands.append(command[4:])
+        raise Replaced
+
+    def fail(*_: Any, **__: Any) -> None:
+        if not commands:
+            runtime.is_lost = True
+            raise RuntimeError("an illegal memory access")
+
+    commands, target = list[list[str]](), tmp_path / "ours.json"
+    monkeypatch.setattr(gpu, "TARGET_SHAPES", ((3, 5), (4, 5)))
+    monkeypatch.setattr(gpu, "_PRECISIONS", ("bf16",))
+    monkeypatch.setattr(
+        gpu, "measured", lambda *_, **__: fail() or {"us_per_step": dict.fromkeys(SPREAD, 1.0), "bound": 0}
+    )
+    monkeypatch.setattr("os.execv", replace)
+    monkeypatch.setattr(Case, "load", lambda case: as_dataset(grey_levels(30, 784), scale=1 / 255))
+    with fake_cupy.installed(monkeypatch) as runtime:
+        with pytest.raises(Replaced):
+            CliRunner().invoke(gpu.main, ["steps", "ours", "--json", str(target)])
+        (command,) = commands
+        done = CliRunner().invoke(gpu.main, command)
+        assert done.exit_code == 0, done.output
+    result = json.loads(target.read_text())
+    ways = ("fastvae own overlap", "fastvae own", "fastvae cublas")
+    assert [(one["who"], one["M"]) for one in result["failed"]] == [(ways[0], 3)]
+    assert [(one["who"], one["M"]) for one in result["steps"]] == [(way, m) for way in ways for m in (3, 4)][1:]
 
 
 def test_operands_of_the_products_are_rounded() -> None:
@@ -223,3 +267,6 @@ def test_the_script_names_its_parts_in_time(tmp_path: Path) -> None:
     assert sum(limits) <= 540
     for command in ("constants", "steps ours", "steps torch", "steps jax", "report"):
         assert f"fastvae.bench.gpu {command}" in done.stdout
+    # beside the two logs
+    written = set(re.findall(rf"{re.escape(str(tmp_path))}/out/(\S+)", done.stdout))
+    assert written == {"tests.xml", "constants.json", "ours.json", "torch.json", "jax.json", "gpu.json"}

@@ -199,7 +199,7 @@ if os.fork() == 0:
     try:
         plan.likelihood_mean(out=np.ones((1, 3), np.float32), mean=np.empty((1, 3), np.float32))
     except Exception as error:
-        print(type(error).__name__, error)
+        print(type(error).__name__, error, flush=True)  # for _exit does not
     os._exit(0)
 os.wait()
 """
@@ -211,8 +211,10 @@ def test_a_forked_child_is_told() -> None:
 
 
 SHORT_RUN = """
+import cupy
 import test_cuda
 from fastvae import backends
+cupy.cuda.set_allocator(None)  # every array by itself, so that an access beyond it is seen
 for network in (test_cuda.PAPER, test_cuda.DEEP):
     for precision in ("fp32", "tf32", "bf16"):
         test_cuda.Training(network, steps=2).run(test_cuda.make_plan(backends.load("cuda"), network, precision))

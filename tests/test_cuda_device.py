@@ -203,6 +203,20 @@ def test_a_failing_kernel_is_named_with_its_sizes(runtime: fake_cupy.Runtime) ->
         plan.likelihood_mean(out=np.zeros((8, 20), np.float32), mean=np.empty((8, 20), np.float32))
 
 
+@pytest.mark.parametrize("error", [fake_cupy.CompileException, RuntimeError])
+def test_what_cannot_be_compiled_is_named(
+    runtime: fake_cupy.Runtime, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error("latent.cu(7): error: no such type\n1 error")
+
+    monkeypatch.setattr(fake_cupy.RawModule, "get_function", fail)
+    plan = cuda.plan(NETWORK, precision="fp32", **SIZES)
+    expected = r"cannot compile likelihood.cu for device 0: latent.cu\(7\): error: no such type 1 error$"
+    with pytest.raises(BackendError, match=expected):
+        plan.likelihood_mean(out=np.zeros((8, 20), np.float32), mean=np.empty((8, 20), np.float32))
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_forked_child_is_refused(runtime: fake_cupy.Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, parent = cuda.plan(NETWORK, precision="fp32", **SIZES), os.getpid()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import signal
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -370,6 +372,23 @@ def test_operations_take_arrays_on_the_device() -> None:
     plan.gather(data=OnDevice(x), index=index, scale=0.5, binarize="fixed", seed=1, step=0, x=OnDevice(actual[2]))
     for found, wanted in zip(actual, expected, strict=True):
         np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("products", paths.PATHS)
+def test_a_plan_that_is_dropped_is_freed_at_once(products: str) -> None:
+    """And not by a later collection: until then its memory, and the caller's, would be held."""
+    gc.collect()
+    gc.disable()
+    try:
+        training, device = Training(Network(20, 2, (9,), (8,)), rows=8), HostDevice()
+        training.params = OnDevice(training.params)
+        plan = training.plan(device, products=products)
+        training.run(plan)
+        left = [weakref.ref(each) for each in (device, plan, training.params)]
+        del training, device, plan
+        assert [each() for each in left] == [None] * 3
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

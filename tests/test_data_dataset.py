@@ -1,12 +1,13 @@
 import numpy as np
 import pandas as pd
-import polars as pl
 import pytest
 import scipy.sparse as sp
 
 from fastvae import backends
 from fastvae.data import Dataset, as_dataset, check_values
 from fastvae.errors import DataError
+
+pl = pytest.importorskip("polars")
 
 
 def csr(data, indices, indptr, shape, container=sp.csr_matrix):

@@ -6,14 +6,30 @@ from data_files import idx_bytes, write_mnist
 
 from fastvae.data import check_values, list_datasets, load
 from fastvae.errors import DataError
+from fastvae.files import cache_folder
 
 
 @pytest.fixture(autouse=True)
 def empty_cache(monkeypatch, tmp_path):
     """Keep the tests away from the user's data, whatever the platform's cache folder is."""
-    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / "cache" / name))
+    monkeypatch.setattr("fastvae.data.registry.cache_folder", lambda: tmp_path / "cache" / "fastvae")
     monkeypatch.delenv("FASTVAE_DATA", raising=False)
     return tmp_path / "cache" / "fastvae"
+
+
+@pytest.mark.parametrize(
+    ("platform", "variable", "expected"),
+    [
+        ("linux", "", "/home/me/.cache/fastvae"),
+        ("linux", "/var/cache", "/var/cache/fastvae"),
+        ("darwin", "", "/home/me/Library/Caches/fastvae"),
+    ],
+)
+def test_the_cache_lies_where_the_platform_has_it(monkeypatch, platform, variable, expected):
+    monkeypatch.setattr("sys.platform", platform)
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("XDG_CACHE_HOME", variable)
+    assert str(cache_folder()) == expected
 
 
 def test_digits():

@@ -31,6 +31,11 @@ NETWORKS = {
 ROWS = {"paper": 100, "odd": 37, "one": 1}
 
 
+def long(engine: Engine, steps: int) -> int:
+    """So many steps, or on a GPU, which makes one in tens of microseconds, as many as take about as long."""
+    return 20 * steps if engine.NAME == "cuda" else steps
+
+
 class Training:
     """Parameters, state and statistics of one training on synthetic rows, and its plan."""
 
@@ -234,15 +239,16 @@ def interrupt_after(seconds: float) -> Iterator[list[float]]:
 
 def test_ctrl_c_is_answered_within_200_ms(engine: Engine) -> None:
     """Best of three; what is left is exactly the state after `done` clean steps."""
-    waits = []
+    waits, steps = [], long(engine, 5000)
+    Training(engine, "paper", steps=steps).run(1)  # compiles, where the engine does so at first use
     for attempt in range(3):
-        training = Training(engine, "paper", steps=5000)
+        training = Training(engine, "paper", steps=steps)
         with interrupt_after(0.1 + 0.03 * attempt) as sent, pytest.raises(KeyboardInterrupt):
             training.run()
         waits.append(time.perf_counter() - sent[0])
         done = int(training.done[0])
-        assert done < 5000
-        clean = Training(engine, "paper", steps=5000).run(done)
+        assert done < steps
+        clean = Training(engine, "paper", steps=steps).run(done)
         assert int(clean.done[0]) == done
         np.testing.assert_array_equal(training.params, clean.params)
         np.testing.assert_array_equal(training.state, clean.state)
@@ -255,7 +261,7 @@ def test_ctrl_c_is_answered_within_200_ms(engine: Engine) -> None:
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
 def test_a_handler_that_does_not_raise_changes_nothing(engine: Engine) -> None:
     """It is called while the steps run, and the bits are the same."""
-    steps = 150
+    steps = long(engine, 150)
     expected = Training(engine, "paper", steps=steps).run().bits()
     training, calls = Training(engine, "paper", steps=steps), []
     previous = signal.signal(signal.SIGALRM, lambda *_: calls.append(int(training.done[0])))
@@ -277,7 +283,8 @@ def test_an_exception_of_a_handler_comes_through(engine: Engine) -> None:
     def expire(*_: Any) -> None:
         raise TimeoutError("time is up")
 
-    training = Training(engine, "paper", steps=5000)
+    steps = long(engine, 5000)
+    training = Training(engine, "paper", steps=steps)
     previous = signal.signal(signal.SIGALRM, expire)
     signal.setitimer(signal.ITIMER_REAL, 0.1)
     try:
@@ -287,12 +294,12 @@ def test_an_exception_of_a_handler_comes_through(engine: Engine) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
     done = int(training.done[0])
-    np.testing.assert_array_equal(training.params, Training(engine, "paper", steps=5000).run(done).params)
+    np.testing.assert_array_equal(training.params, Training(engine, "paper", steps=steps).run(done).params)
 
 
 def test_other_python_threads_run_during_training(engine: Engine) -> None:
     """The interpreter is not held: a second thread counts on while steps run."""
-    training, stop = Training(engine, "paper", steps=100), threading.Event()
+    training, stop = Training(engine, "paper", steps=long(engine, 100)), threading.Event()
     ticks = 0
 
     def tick() -> None:

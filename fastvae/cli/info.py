@@ -34,10 +34,10 @@ def info(as_json: bool) -> None:
 
 def _collect() -> dict[str, Any]:
     import numpy as np
-    from platformdirs import user_cache_dir
 
     from fastvae import __version__, backends
     from fastvae.data import data_folder
+    from fastvae.files import cache_folder
 
     states: dict[str, Any] = {}
     for name in backends.NAMES:
@@ -60,6 +60,6 @@ def _collect() -> dict[str, Any]:
         "isa": next((state["isa"] for name, state in states.items() if state["isa"] and name != "cuda"), None),
         "threads": backends.default_threads(),
         "data_folder": str(data_folder()),
-        "cache_folder": user_cache_dir("fastvae"),
+        "cache_folder": str(cache_folder()),
         "backends": states,
     }

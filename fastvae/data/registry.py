@@ -12,6 +12,7 @@ from typing import Literal
 from fastvae.data.content import read_chunks
 from fastvae.data.mat import read_mat
 from fastvae.errors import DataError
+from fastvae.files import cache_folder
 
 __all__ = [
     "REGISTRY",
@@ -155,11 +156,7 @@ def data_folder(data_dir: str | os.PathLike[str] | None = None) -> Path:
         It may not exist.
     """
     chosen = data_dir if data_dir is not None else os.environ.get(DATA_FOLDER_VARIABLE) or None
-    if chosen is not None:
-        return Path(chosen).expanduser()
-    from platformdirs import user_cache_dir
-
-    return Path(user_cache_dir("fastvae"))
+    return cache_folder() if chosen is None else Path(chosen).expanduser()
 
 
 def candidate_paths(dataset: NamedDataset, file: DataFile, folder: Path) -> Iterator[Path]:

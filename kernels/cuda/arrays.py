@@ -72,28 +72,32 @@ P = ParamSpec("P")
 S = TypeVar("S", bound=_OnDevice)
 
 
+def _taken(value: Any, device: Device, arrays: list[DeviceArray]) -> Any:
+    """Return a view of what lies on the device, and add it to `arrays`; anything else as it is."""
+    if isinstance(value, tuple | list):
+        return type(value)(_taken(each, device, arrays) for each in value)
+    if isinstance(value, np.ndarray):
+        return value
+    if not hasattr(value, "__cuda_array_interface__") and hasattr(value, "__dlpack_device__"):
+        if value.__dlpack_device__()[0] != _DLPACK_CUDA:
+            return value
+        value = device.from_dlpack(value)
+    if not hasattr(value, "__cuda_array_interface__"):
+        return value
+    arrays.append(DeviceArray.of(value))
+    return arrays[-1]
+
+
 def takes_device_arrays(method: Callable[Concatenate[S, P], None]) -> Callable[Concatenate[S, P], None]:
     """Let a plan's method take arrays on the device: read and written in place, in the order of the caller's stream."""
 
     @wraps(method)
     def taking(plan: S, /, *nothing: P.args, **arguments: P.kwargs) -> None:
         device, arrays = plan._device, list[DeviceArray]()
-
-        def taken(value: Any) -> Any:
-            if isinstance(value, tuple | list):
-                return type(value)(map(taken, value))
-            if isinstance(value, np.ndarray):
-                return value
-            if not hasattr(value, "__cuda_array_interface__") and hasattr(value, "__dlpack_device__"):
-                if value.__dlpack_device__()[0] != _DLPACK_CUDA:
-                    return value
-                value = device.from_dlpack(value)
-            if not hasattr(value, "__cuda_array_interface__"):
-                return value
-            arrays.append(DeviceArray.of(value))
-            return arrays[-1]
-
-        given = {name: value if name in _HOST_ARGUMENTS else taken(value) for name, value in arguments.items()}
+        given = {
+            name: value if name in _HOST_ARGUMENTS else _taken(value, device, arrays)
+            for name, value in arguments.items()
+        }
         if not arrays:
             method(plan, *nothing, **given)  # type: ignore[arg-type]
             return

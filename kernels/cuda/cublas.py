@@ -7,14 +7,17 @@ workspace are given: https://docs.nvidia.com/cuda/cublas/#cuda-graphs-support
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from ctypes import byref, c_char_p, c_float, c_int, c_size_t, c_void_p
 from typing import Any
 
 from fastvae.kernels.cuda.launch import Product
 
-__all__ = ["WORKSPACE_BYTES", "Cublas"]
+__all__ = ["CAPTURING", "WORKSPACE_BYTES", "Cublas"]
 
+# Held while a stream is captured: destroying a handle waits for the device, which breaks a capture in any thread.
+CAPTURING = threading.RLock()
 # What cuBLAS recommends for compute capability 9.0, and more than for the older ones.
 WORKSPACE_BYTES = 32 * 2**20
 # cublas_api.h's and library_types.h's
@@ -32,7 +35,9 @@ class Cublas:
     library : ctypes.CDLL
         libcublas.
     stream, workspace : int
-        CUDA stream; address of `WORKSPACE_BYTES` bytes. Both must outlive this object.
+        CUDA stream; address of `WORKSPACE_BYTES` bytes.
+    owners : object
+        What the two belong to, which is kept until the handle is destroyed.
 
     Raises
     ------
@@ -40,12 +45,12 @@ class Cublas:
         cuBLAS reports an error; here or in `multiply`.
     """
 
-    def __init__(self, library: Any, stream: int, workspace: int) -> None:
+    def __init__(self, library: Any, stream: int, workspace: int, owners: Any) -> None:
         self._library, handle = library, c_void_p()
         library.cublasGetStatusString.restype = c_char_p
         self._call("cublasCreate_v2", byref(handle))
         self._handle = handle
-        weakref.finalize(self, _destroy, library, handle, os.getpid()).atexit = False
+        weakref.finalize(self, _destroy, library, handle, os.getpid(), owners).atexit = False
         self._call("cublasSetStream_v2", handle, c_void_p(stream))  # takes a given workspace away
         self._call("cublasSetWorkspace_v2", handle, c_void_p(workspace), c_size_t(WORKSPACE_BYTES))
 
@@ -69,6 +74,7 @@ class Cublas:
             raise RuntimeError(f"cuBLAS reports {reason} in {name}{f' of {of}' if of else ''}")
 
 
-def _destroy(library: Any, handle: Any, process: int) -> None:
+def _destroy(library: Any, handle: Any, process: int, owners: Any) -> None:
     if os.getpid() == process:  # a forked child has no CUDA
-        library.cublasDestroy_v2(handle)
+        with CAPTURING:
+            library.cublasDestroy_v2(handle)

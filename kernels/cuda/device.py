@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from cupy.cuda import runtime
 from fastvae.errors import BackendError, one_line
 from fastvae.kernels import Array
 from fastvae.kernels.cuda import driver
-from fastvae.kernels.cuda.cublas import WORKSPACE_BYTES, Cublas
+from fastvae.kernels.cuda.cublas import CAPTURING, WORKSPACE_BYTES, Cublas
 from fastvae.kernels.cuda.launch import Launch, Product, Work
 from fastvae.kernels.cuda.paths import VARIABLE
 from fastvae.kernels.cuda.sources import FILES, options, source_of
@@ -26,6 +27,7 @@ __all__ = ["CupyDevice", "describe", "libcublas"]
 
 _OLDEST = (8, 0)  # cp.async, and mma of tf32 and bf16
 _OLDEST_OVERLAP, _DRIVER_OVERLAP = (9, 0), 12030  # launches of a graph that overlap
+_DEVICE_ERRORS = (runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError)
 _WITHOUT_ASKING = 48 * 1024  # bytes of shared memory that a kernel may have by default
 
 
@@ -94,7 +96,7 @@ class CupyDevice:
         self._overlap, self._device, self._process = overlap, cupy.cuda.Device(), os.getpid()
         self.stream, self._copies = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
         self._recent: Sequence[Work] = ()
-        self._products: tuple[Cublas, _CupyBuffer] | None = None  # with its workspace
+        self._products: Cublas | None = None
 
     @contextmanager
     def used_by(self, launches: Sequence[Work] = ()) -> Iterator[None]:
@@ -107,7 +109,7 @@ class CupyDevice:
                 if not cupy.cuda.driver.ctxGetCurrent():
                     runtime.free(0)  # makes the device's context current on a thread where nothing else has
                 yield
-        except (runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError) as error:
+        except _DEVICE_ERRORS as error:
             kernels = "; ".join(dict.fromkeys(map(str, self._recent)))
             raise RuntimeError(f"the CUDA device reports {one_line(error)}, in or after: {kernels}") from error
 
@@ -177,11 +179,12 @@ class CupyDevice:
                 if not isinstance(launch, Product):
                     self._function(launch, precision)
             self.run(list(dict.fromkeys(launch for launch in launches if isinstance(launch, Product))), precision)
-            self.stream.begin_capture()
-            try:
-                self.run(launches, precision, overlap=self._overlap)
-            finally:
-                graph = self.stream.end_capture()
+            with CAPTURING, _without_collection():
+                self.stream.begin_capture()
+                try:
+                    self.run(launches, precision, overlap=self._overlap)
+                finally:
+                    graph = self.stream.end_capture()
             return _CupyGraph(self, graph, launches)
 
     def from_dlpack(self, value: Any) -> Any:
@@ -218,8 +221,8 @@ class CupyDevice:
     def _cublas(self) -> Cublas:
         if self._products is None:
             workspace = self.zeros(WORKSPACE_BYTES)
-            self._products = Cublas(libcublas(), self.stream.ptr, workspace.address), workspace
-        return self._products[0]
+            self._products = Cublas(libcublas(), self.stream.ptr, workspace.address, (self.stream, workspace))
+        return self._products
 
     def _function(self, launch: Launch, precision: str) -> Any:
         precision = precision if FILES[launch.file] else "fp32"
@@ -242,6 +245,18 @@ def _libcuda() -> Any:
     return ctypes.CDLL("libcuda.so.1")
 
 
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Keep the garbage collector from destroying a handle in this thread, which has the lock already."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 @cache
 def libcublas() -> Any:
     """Return the library that CuPy finds, wherever that is, and loads."""
@@ -262,7 +277,9 @@ def _loaded(file: str, kernel: str, precision: str, device: int) -> Any:
     try:
         function = _module(file, precision).get_function(kernel)
         _ = function.num_regs  # compiles and loads it
-    except cupy.cuda.compiler.CompileException as error:
+    except _DEVICE_ERRORS:
+        raise
+    except (cupy.cuda.compiler.CompileException, RuntimeError) as error:  # the latter: no NVRTC, or no headers of CUDA
         raise BackendError(f"backend 'cuda' cannot compile {file}.cu for device {device}: {one_line(error)}") from error
     return function
 

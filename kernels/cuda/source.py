@@ -50,6 +50,7 @@ class Streamed:
         self._places = [self._memory.bytes(2 * size * dtype.itemsize) for size, dtype in arrays]
         self.data, self.index = self._halves.dataset(self._places), self._memory.bytes(index.nbytes)
         device.upload(self.index, index)
+        self._uploaded = index  # which may still be under way
         self._picked = [[device.pinned((size,), dtype) for size, dtype in arrays] for _ in range(2)]
 
     def bring(self, graph: int) -> None:

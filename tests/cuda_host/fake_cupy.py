@@ -7,6 +7,7 @@ records runs when its graph is launched, and nothing else may happen on the stre
 from __future__ import annotations
 
 import ctypes
+import gc
 import re
 import sys
 from collections.abc import Iterator
@@ -53,8 +54,13 @@ class Runtime(ModuleType):
     CUDARuntimeError = CUDARuntimeError
     memcpyHostToDevice, memcpyDeviceToHost = 1, 2  # noqa: N815
     driver_version, devices, capability, free = 13000, 1, (9, 0), 2**30
+    is_lost = False  # the context, to a failed kernel
     cublas: Cublas
     libcuda: Libcuda
+
+    def deviceSynchronize(self) -> None:  # noqa: N802
+        if self.is_lost:
+            raise CUDARuntimeError("cudaErrorIllegalAddress: an illegal memory access was encountered")
 
     def driverGetVersion(self) -> int:  # noqa: N802
         return self.driver_version
@@ -184,6 +190,7 @@ class Libcuda:
         launch = Launch("", kernel.name, given.grid[0], given.block[0], copied, given.shared_bytes)
         node, stream = HostGraph(DEVICE, [launch], kernel.precision), Stream.by_handle[given.stream]
         if stream.capturing:
+            assert not gc.isenabled(), "a collection within a capture may destroy what waits for the device"
             stream.nodes.append(node)
         else:
             node.launch()
@@ -216,6 +223,7 @@ class Cublas:
         return self.status
 
     def cublasDestroy_v2(self, handle: Any) -> int:  # noqa: N802
+        assert not any(stream.capturing for stream in Stream.by_handle.values())
         return 0
 
     def cublasSetStream_v2(self, handle: Any, stream: Any) -> int:  # noqa: N802
