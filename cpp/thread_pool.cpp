@@ -1,5 +1,6 @@
 #include "thread_pool.hpp"
 
+#include <sched.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -44,42 +45,89 @@ class FlushDenormals {
 #endif
 };
 
-// A phase lasts tens of microseconds; a thread that waits far longer has lost its core to somebody else.
-constexpr int spins_before_yield = 2000;
-inline void wait(int spins) {
-  if (spins < spins_before_yield)
-    relax();
-  else
-    std::this_thread::yield();
+// The processor under this thread; where the system does not tell, a number that no other member has.
+inline int processor([[maybe_unused]] int id) {
+#if defined(__linux__)
+  return sched_getcpu();
+#else
+  return -1 - id;
+#endif
 }
+
+using Clock = std::chrono::steady_clock;
+
+// A waiting thread spins this long. To wake a sleeper must take less (70 us in a virtual machine), or one sleep begets
+// the next.
+constexpr std::chrono::microseconds patience{120};
 
 // Idle threads stay awake this long, so that the next chunk of steps finds them running.
 constexpr std::chrono::microseconds awake{500};
 
 }  // namespace
 
+struct Team::Meeting {
+  explicit Meeting(int size) : processors(size) {}
+
+  alignas(64) std::atomic<int> waiting{0};
+  alignas(64) std::atomic<unsigned> round{0};
+  alignas(64) std::atomic<int> asleep{0};
+  std::vector<std::atomic<int>> processors;  // under each member when it last waited
+  std::mutex mutex;
+  std::condition_variable wake;
+};
+
+// Whether another member waited on this processor last: it may stand on it still, held up by this one.
+bool Team::shares_processor() const {
+  const int here = processor(id);
+  meeting_->processors[id].store(here, std::memory_order_relaxed);
+  for (int other = 0; other < size; ++other)
+    if (other != id && meeting_->processors[other].load(std::memory_order_relaxed) == here) return true;
+  return false;
+}
+
+// A thread that lost its processor to another program is away for milliseconds. Those that wait for it sleep: it may
+// have their processors meanwhile, and they are owed the time that they left. To yield owes them nothing.
 void Team::barrier() {
   if (size == 1) return;
   unsigned round = meeting_->round.load(std::memory_order_relaxed);
   if (meeting_->waiting.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
     meeting_->waiting.store(0, std::memory_order_relaxed);
-    meeting_->round.store(round + 1, std::memory_order_release);
+    meeting_->round.store(round + 1);  // before `asleep` is read, as a sleeper counts itself before it reads `round`
+    if (meeting_->asleep.load()) {
+      {
+        std::lock_guard<std::mutex> lock(meeting_->mutex);
+      }
+      meeting_->wake.notify_all();
+    }
     return;
   }
-  for (int spins = 0; meeting_->round.load(std::memory_order_acquire) == round; ++spins) wait(spins);
+  auto spin = [&] {  // a microsecond, or until all have come
+    for (int spins = 0; spins < 40; ++spins) {
+      if (meeting_->round.load(std::memory_order_acquire) != round) return true;
+      relax();
+    }
+    return false;
+  };
+  if (spin()) return;
+  const Clock::time_point deadline = Clock::now() + patience;
+  while (!shares_processor() && Clock::now() < deadline)
+    if (spin()) return;
+  std::unique_lock<std::mutex> lock(meeting_->mutex);
+  meeting_->asleep.fetch_add(1);
+  meeting_->wake.wait(lock, [&] { return meeting_->round.load() != round; });
+  meeting_->asleep.fetch_sub(1);
 }
 
 struct ThreadPool::Crew {
   Team::Meeting meeting;
   std::atomic<unsigned> jobs{0};
-  std::atomic<int> running{0};
   const std::function<void(Team&)>* job = nullptr;
   bool closing = false;
   std::mutex mutex;
   std::condition_variable wake;
   std::vector<std::thread> threads;
 
-  explicit Crew(int size) {
+  explicit Crew(int size) : meeting(size) {
     try {
       for (int id = 1; id < size; ++id) threads.emplace_back([this, id, size] { work(id, size); });
     } catch (const std::system_error& error) {
@@ -103,18 +151,18 @@ struct ThreadPool::Crew {
   void work(int id, int size) {
     FlushDenormals flush;
     for (unsigned seen = 0;; ++seen) {
-      auto deadline = std::chrono::steady_clock::now() + awake;
+      auto deadline = Clock::now() + awake;
       while (jobs.load(std::memory_order_acquire) == seen) {
         for (int i = 0; i < 64; ++i) relax();
         std::this_thread::yield();  // the calling thread may be waiting for this core
-        if (std::chrono::steady_clock::now() < deadline) continue;
+        if (Clock::now() < deadline) continue;
         std::unique_lock<std::mutex> lock(mutex);
         wake.wait(lock, [&] { return jobs.load(std::memory_order_acquire) != seen; });
       }
       if (closing) return;
       Team team(id, size, &meeting);
       (*job)(team);
-      running.fetch_sub(1, std::memory_order_release);
+      team.barrier();
     }
   }
 };
@@ -124,8 +172,7 @@ ThreadPool::ThreadPool(int size) : size_(size) {}
 void ThreadPool::run(const std::function<void(Team&)>& job) {
   FlushDenormals flush;
   if (size_ == 1) {
-    Team::Meeting alone;
-    Team team(0, 1, &alone);
+    Team team(0, 1, nullptr);
     return job(team);
   }
   if (crew_ && owner_ != getpid()) crew_.release();  // after fork: its threads exist in the parent alone
@@ -136,13 +183,12 @@ void ThreadPool::run(const std::function<void(Team&)>& job) {
   {
     std::lock_guard<std::mutex> lock(crew_->mutex);
     crew_->job = &job;
-    crew_->running.store(size_ - 1, std::memory_order_relaxed);
     crew_->jobs.fetch_add(1, std::memory_order_release);
   }
   crew_->wake.notify_all();
   Team team(0, size_, &crew_->meeting);
   job(team);
-  for (int spins = 0; crew_->running.load(std::memory_order_acquire); ++spins) wait(spins);
+  team.barrier();
 }
 
 ThreadPool::~ThreadPool() {

@@ -1,4 +1,4 @@
-// Threads that meet at spinning barriers inside a step and sleep between calls.
+// Threads that meet at barriers inside a step, spinning while the others run, and sleep between calls.
 #pragma once
 #include <atomic>
 #include <condition_variable>
@@ -24,11 +24,9 @@ class Team {
 
  private:
   friend class ThreadPool;
-  struct Meeting {
-    alignas(64) std::atomic<int> waiting{0};
-    alignas(64) std::atomic<unsigned> round{0};
-  };
+  struct Meeting;
   Team(int id, int size, Meeting* meeting) : id(id), size(size), meeting_(meeting) {}
+  bool shares_processor() const;
   Meeting* meeting_;
 };
 
