@@ -92,9 +92,9 @@ DEVICE void first_layer_tile(const FirstLayer& args, float* shared) {
     args.x.p[(i0 + i) * args.x.ld + d] = bytes[i * ld + d] * scale;
   }
 }
-AHEAD_KERNEL(first_layer_split, 128, FirstLayer) {
+AHEAD_KERNEL(first_layer_split, 256, FirstLayer) {
   SHARED_FLOATS(shared);
-  first_layer_tile<SPLIT>(args, shared);
+  first_layer_tile<SPLIT_BYTES>(args, shared);
 }
 AHEAD_KERNEL(first_layer_large, 256, FirstLayer) {
   SHARED_FLOATS(shared);

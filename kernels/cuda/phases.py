@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from fastvae.kernels import BINARIZE
-from fastvae.kernels.cuda.dense import ACTIVATIONS, DEPTH, INPUT_GRADIENT, SMALL, SPLIT, Layer, Tile, leading, tile_for
+from fastvae.kernels.cuda.dense import (
+    ACTIVATIONS,
+    DEPTH,
+    INPUT_GRADIENT,
+    SMALL,
+    SPLIT,
+    SPLIT_BYTES,
+    Layer,
+    Tile,
+    leading,
+    tile_for,
+)
 from fastvae.kernels.cuda.gather import Dataset
 from fastvae.kernels.cuda.latent import Latent
 from fastvae.kernels.cuda.launch import ADDRESS, FLOAT, INT, MATRIX, WORD, Launch, Matrix, struct
@@ -56,7 +67,7 @@ def _first_layer_bytes(tile: Tile, n: int) -> int:
 
 def first_layer_fits(data: Dataset, layer: Layer, rows: int, precision: str) -> bool:
     """Whether the dataset is dense bytes, and a tile's rows of it fit into shared memory."""
-    tile = tile_for((rows, layer.fan_out), few=SPLIT[precision])
+    tile = tile_for((rows, layer.fan_out), few=SPLIT_BYTES[precision])
     return not data.indptr and data.dtype.itemsize == 1 and _first_layer_bytes(tile, layer.fan_in) <= _SHARED_BYTES
 
 
@@ -76,7 +87,7 @@ def first_layer(
     loop: int,
 ) -> Launch:
     """Gather x and compute the first hidden layer."""
-    tile = tile_for((rows, layer.fan_out), few=SPLIT[precision])
+    tile = tile_for((rows, layer.fan_out), few=SPLIT_BYTES[precision])
     return Launch.of(
         "phases", f"first_layer_{tile.name}", _FIRST_LAYER, tile.blocks((rows, layer.fan_out)), tile.threads,
         _first_layer_bytes(tile, layer.fan_in),

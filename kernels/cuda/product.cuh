@@ -11,12 +11,15 @@
 
 // Rows, columns, threads of a group and groups, of the tiles that kernels are made for. SPLIT is for few rows, where a
 // step is latency; in fp32 it is arithmetic too, and half as many rows give work to twice as many multiprocessors.
+// Where A is bytes, what comes from memory leaves time for more warps.
 #define SMALL 32, 32, 128, 1
 #define LARGE 64, 64, 256, 1
 #if FASTVAE_PRECISION == FP32
 #define SPLIT 16, 32, 32, 4
+#define SPLIT_BYTES 16, 32, 32, 8
 #else
 #define SPLIT 32, 32, 32, 4
+#define SPLIT_BYTES 32, 32, 32, 8
 #endif
 
 // The block's tile, of a grid of them row by row: where it begins.
@@ -187,15 +190,15 @@ struct Product {
   static constexpr int STAGES = BM <= 32 && GROUPS == 1 ? 5 : 3, STRIDE = GROUPS * DEPTH;
   static constexpr int stage_floats = A::floats + B::floats;
   static constexpr int elements = BM * BN / (GROUP * GROUPS);  // of a thread, at the end
-  static constexpr int NEIGHBOURS = GROUPS > 1 ? 4 : GroupSums::NEIGHBOURS;
+  static constexpr int NEIGHBOURS = GROUPS == 1 ? GroupSums::NEIGHBOURS : elements < 4 ? elements : 4;
   GroupSums sums;
   float own[GROUPS > 1 ? elements : 1];  // where groups add up
 
   static DEVICE Place place_of(int e) {
     if constexpr (GROUPS == 1) return GroupSums::place_of(e, threadIdx.x);
-    constexpr int fours = BN / 4;
-    return {static_cast<int>(threadIdx.x) / fours + e / 4 * (GROUP * GROUPS / fours),
-            static_cast<int>(threadIdx.x) % fours * 4 + e % 4};
+    constexpr int across = BN / NEIGHBOURS;
+    return {static_cast<int>(threadIdx.x) / across + e / NEIGHBOURS * (GROUP * GROUPS / across),
+            static_cast<int>(threadIdx.x) % across * NEIGHBOURS + e % NEIGHBOURS};
   }
   DEVICE float& element(int e) {
     if constexpr (GROUPS == 1) return sums.element(e);

@@ -176,10 +176,11 @@ class Step:
         )
 
     def _gradients(self) -> Iterator[Gradient]:
+        """The decoder's first, whose products need not wait for the launch before, which is the encoder's."""
         work = self.work
         encoder = zip(work.encoder, inputs(work.encoder, work.x), strict=True)
         decoder = zip(work.decoder, inputs(work.decoder, work.z), strict=True)
         sides = [(*pair, self.rows, False) for pair in encoder]
-        sides += [(*pair, self.draws * self.rows, True) for pair in decoder]  # the launch before is the encoder's
-        for (layer, x, rows, early), s0, s1 in zip(sides, *self.slots, strict=True):
+        sides += [(*pair, self.draws * self.rows, True) for pair in decoder]
+        for (layer, x, rows, early), s0, s1 in reversed(list(zip(sides, *self.slots, strict=True))):
             yield Gradient(layer, x, rows, state=(s0.p, s1.p if self.n_slots > 1 else 0), early=early)
