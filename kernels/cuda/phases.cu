@@ -273,8 +273,10 @@ DEVICE void output_layer_tile(const OutputLayer& args, float* shared) {
   float x[N], a[N], s[N];
   auto read_x = [&] {
     const Window from = {args.x.p + j0, static_cast<int>(args.x.ld), args.rows - i0, n - j0};
-    const bool own = args.x_rows == args.rows;  // then there is no quotient to be had
-    read_elements<TileProduct>(from, x, [&](int i) { return own ? i0 + i : (i0 + i) % args.x_rows; });
+    if (args.x_rows == args.rows)  // no quotient for each row then
+      read_elements<TileProduct>(from, x, 0, [&](int i) { return i0 + i; });
+    else
+      read_elements<TileProduct>(from, x, 0, [&](int i) { return (i0 + i) % args.x_rows; });
   };
   if (TileProduct::READ_AHEAD) read_x();
   TileProduct first, second;
