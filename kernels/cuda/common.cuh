@@ -96,11 +96,11 @@ template <int N>
 struct Constant {
   DEVICE constexpr operator int() const { return N; }
 };
-template <int COUNT, typename F>
+template <int COUNT, int N = 0, typename F>
 DEVICE void with_constant(int value, F f) {
-  if constexpr (COUNT > 1)
-    if (value < COUNT - 1) return with_constant<COUNT - 1>(value, f);
-  f(Constant<COUNT - 1>());
+  if constexpr (N + 1 < COUNT)
+    if (value != N) return with_constant<COUNT, N + 1>(value, f);
+  f(Constant<N>());
 }
 
 template <typename T>

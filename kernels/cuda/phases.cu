@@ -294,11 +294,16 @@ DEVICE void output_layer_tile(const OutputLayer& args, float* shared) {
   if (!TileProduct::READ_AHEAD) read_x();
   take_sums(first, a);
   if (GAUSSIAN) take_sums(second, s);
-  UNROLL
-  for (int e = 0; e < N; ++e) {  // x becomes the terms of log p(x|z), a and s their derivatives
-    const Point p = GAUSSIAN ? gaussian(args.density, x[e], a[e], s[e]) : bernoulli(x[e], a[e]);
-    x[e] = p.log_px, a[e] = args.scale * p.dfirst, s[e] = args.scale * p.dsecond;
-  }
+  // x becomes the terms of log p(x|z), a and s their derivatives
+  with_constant<2>(args.density.identity_mean, [&](auto identity_mean) {
+    Density density = args.density;
+    density.identity_mean = identity_mean;
+    UNROLL
+    for (int e = 0; e < N; ++e) {
+      const Point p = GAUSSIAN ? gaussian(density, x[e], a[e], s[e]) : bernoulli(x[e], a[e]);
+      x[e] = p.log_px, a[e] = args.scale * p.dfirst, s[e] = args.scale * p.dsecond;
+    }
+  });
   write_elements<TileProduct>(window(args.dout, corner, args.rows, n), a);
   if (GAUSSIAN) write_elements<TileProduct>(window({args.dout.p + n, args.dout.ld}, corner, args.rows, n), s);
 
