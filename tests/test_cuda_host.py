@@ -17,7 +17,7 @@ from cuda_host.device import HostBuffer, HostDevice, HostGraph
 
 from fastvae.kernels import ESTIMATORS, Array
 from fastvae.kernels.cuda import paths, phases
-from fastvae.kernels.cuda.launch import ADDRESS, Launch, Work, struct
+from fastvae.kernels.cuda.launch import ADDRESS, INT, Launch, Work, struct
 from fastvae.kernels.cuda.plan import CudaPlan
 from fastvae.kernels.cuda.workspace import Memory
 from fastvae.network import Network, initialise
@@ -46,6 +46,7 @@ def run_fault(kernel: str, threads: int, *, seed: int = 0) -> Array:
         ("shuffle_of_half_a_warp", 32, "divergent threads: thread 0 waits in an operation of its warp"),
         ("shuffle_of_a_short_warp", 48, "divergent threads: thread 0 has finished.* thread 32 waits in an operation"),
         ("write_behind_shared_memory", 32, "shared memory is written out of bounds"),
+        ("neighbours_at_an_odd_place", 32, "neighbours that are not aligned"),
         ("copies_without_a_wait", 32, "a thread ends with asynchronous copies that it has not waited for"),
         ("no_wait_for_the_launch_before", 32, "a thread ends without having waited for the launch before"),
         ("missing_barrier", 32, "arguments of 8 bytes and 32 threads, not 8 and 64"),
@@ -103,6 +104,59 @@ def test_threads_that_do_not_wait_together_are_reported() -> None:
     graph = device.graph(launches * 10, "fp32")
     with pytest.raises(RuntimeError, match=r"divergent threads: thread 0 waits for the launch before.* 32 waits at a"):
         graph.launch()
+
+
+# --- elementary functions -------------------------------------------------------------------------------------------
+
+
+def functions_of(v: Array) -> dict[str, Array]:
+    """Run the kernel of ``functions.cu``."""
+    device = HostDevice()
+    memory = Memory(device)
+    names = ("inverse", "log1p", "sigmoid", "softplus")
+    at = {name: memory.floats(v.size) for name in ("v", *names)}
+    device.upload(at["v"], v)
+    arguments = struct(**dict.fromkeys(at, ADDRESS), n=INT)
+    device.run([Launch.of("functions", "functions", arguments, 16, 32, **at, n=v.size)], "fp32")
+    results = {name: np.empty_like(v) for name in names}
+    for name, result in results.items():
+        device.download(result, at[name])
+    return results
+
+
+def units_off(actual: Array, expected: Array) -> float:
+    """Return the largest error in units of the last place."""
+    return float((np.abs(actual - expected) / np.spacing(np.abs(expected).astype(np.float32))).max())
+
+
+def floats_between(first: float, last: float, count: int) -> Array:
+    """Return evenly spaced patterns of bits, positive and of equal sign."""
+    low, high = np.array([first, last], np.float32).view(np.int32)
+    return np.linspace(low, high, count, dtype=np.float64).astype(np.int32).view(np.float32)
+
+
+def test_functions_of_an_exponential() -> None:
+    """Where e = exp(-abs(a)) may lie, and down to -1/2, which Box-Muller asks of log1p."""
+    v = np.concatenate([floats_between(1e-37, 1, 400_000), np.linspace(0, 1, 200_001, dtype=np.float32)[1:]])
+    v = np.concatenate([v, -v[v <= 0.5]])
+    found, exact = functions_of(v), v.astype(np.float64)
+    assert units_off(found["log1p"], np.log1p(exact)) <= 2
+    assert units_off(found["inverse"][v > 0], 1 / (1 + exact[v > 0])) <= 1.5
+
+
+def test_sigmoid_and_softplus() -> None:
+    v = np.concatenate([floats_between(1e-30, 80, 100_000), np.linspace(0, 80, 100_000, dtype=np.float32)])
+    v = np.concatenate([v, -v])
+    found, exact = functions_of(v), v.astype(np.float64)
+    assert units_off(found["sigmoid"], 1 / (1 + np.exp(-exact))) <= 3
+    assert units_off(found["softplus"], np.logaddexp(0, exact)) <= 3
+
+
+def test_logits_at_the_ends() -> None:
+    found = functions_of(np.array([200, np.inf, -200, -np.inf, 0, np.nan], np.float32))
+    np.testing.assert_array_equal(found["sigmoid"], np.array([1, 1, 0, 0, 0.5, np.nan], np.float32))
+    np.testing.assert_array_equal(found["softplus"][:4], np.array([200, np.inf, 0, 0], np.float32))
+    assert np.isnan(found["softplus"][5])
 
 
 # --- the fused loop --------------------------------------------------------------------------------------------------

@@ -86,30 +86,35 @@ DEVICE void weight_gradient_tile(const WeightGradients& args, float* shared) {
   typedef Product<BM, BN, GROUP, GROUPS, false, false> TileProduct;
   int l = 0;
   while (l + 1 < args.count && static_cast<int>(blockIdx.x) >= args.layers[l + 1].first_block) ++l;
-  const WeightGradient layer = args.layers[l];
+  const WeightGradient& layer = args.layers[l];
   const Place corner = tile_place<BM, BN>(blockIdx.x - layer.first_block, layer.fan_out);
 
-  // the bias stands behind the tile's elements
-  constexpr int N = TileProduct::elements, SHARERS = 4;
+  constexpr int SHARERS = 4;
   static_assert(GROUP * GROUPS == SHARERS * BN, "a part of a column's sum for each thread");
   const int column = threadIdx.x / SHARERS, sharer = threadIdx.x % SHARERS;
   const bool first_row = corner.i == 0, with_bias = first_row && sharer == 0 && corner.j + column < layer.fan_out;
   const i64 bias = layer.fan_in * layer.w.ld + corner.j + column;
-  float w[N + 1], s0[N + 1], s1[N + 1], g[N + 1];
-  auto at_corner = [&](float* p) { return window({p, layer.w.ld}, corner, layer.fan_in, layer.fan_out); };
+
+  // parameters and their state: where tiles are large in two batches, which leaves registers for the next launch
+  constexpr int N = TileProduct::elements, BATCH = TileProduct::READ_AHEAD ? N : N / 2;
+  float w[BATCH], s0[BATCH], s1[BATCH], w_bias = 0.0f, s0_bias = 0.0f, s1_bias = 0.0f;
   Update update;
-  auto read = [&](float* p, float (&v)[N + 1]) {
-    read_elements<TileProduct>(at_corner(p), v);
-    v[N] = early_at(p, bias, with_bias);
+  const int fan_in = layer.fan_in, fan_out = layer.fan_out, s1_rows = layer.s1 ? fan_in : 0;
+  auto at_corner = [&](float* p, int rows) { return window({p, layer.w.ld}, corner, rows, fan_out); };
+  auto read = [&](int first) {
+    read_elements<TileProduct>(at_corner(layer.w.p, fan_in), w, first);
+    read_elements<TileProduct>(at_corner(layer.s0, fan_in), s0, first);
+    read_elements<TileProduct>(at_corner(layer.s1, s1_rows), s1, first);
   };
-  auto read_all = [&] {
-    if (layer.grad) return;
-    read(layer.w.p, w);
-    read(layer.s0, s0);
-    if (layer.s1) read(layer.s1, s1);
-    update = read_early_words(&args.loop->now.update);
-  };
-  if (TileProduct::READ_AHEAD) read_all();
+  if (!layer.grad) {
+    w_bias = early_at(layer.w.p, bias, with_bias);
+    s0_bias = early_at(layer.s0, bias, with_bias);
+    if (layer.s1) s1_bias = early_at(layer.s1, bias, with_bias);
+    if (TileProduct::READ_AHEAD) {
+      read(0);
+      update = read_early_words(&args.loop->now.update);
+    }
+  }
   TileProduct product;
   begin_with(product, 0.0f);
   float db = 0.0f;
@@ -127,30 +132,35 @@ DEVICE void weight_gradient_tile(const WeightGradients& args, float* shared) {
       });
   if (layer.early) wait_for_launch_before();  // which may read w
   if (!goes_on) return;
-  if (!TileProduct::READ_AHEAD) read_all();
-  take_sums(product, g);
-  g[N] = db;
   if (first_row)
-    for (int distance = SHARERS / 2; distance; distance /= 2) g[N] += shuffle_xor(g[N], distance);
+    for (int distance = SHARERS / 2; distance; distance /= 2) db += shuffle_xor(db, distance);
 
-  if (layer.grad) {
+  if (layer.grad) {  // contiguous: no neighbours at once
     UNROLL
     for (int e = 0; e < N; ++e) {
       const Place at = TileProduct::place_of(e);
       const int i = corner.i + at.i, j = corner.j + at.j;
-      if (i < layer.fan_in && j < layer.fan_out) layer.grad[static_cast<i64>(i) * layer.fan_out + j] += g[e];
+      if (i < layer.fan_in && j < layer.fan_out)
+        layer.grad[static_cast<i64>(i) * layer.fan_out + j] += product.element(e);
     }
-    if (with_bias) layer.grad[static_cast<i64>(layer.fan_in) * layer.fan_out + corner.j + column] += g[N];
+    if (with_bias) layer.grad[static_cast<i64>(layer.fan_in) * layer.fan_out + corner.j + column] += db;
     return;
   }
-  update_all(update, w, g, s0, s1);
-  auto write = [&](float* p, const float (&v)[N + 1]) {
-    write_elements<TileProduct>(at_corner(p), v);
-    if (with_bias) p[bias] = v[N];
-  };
-  write(layer.w.p, w);
-  write(layer.s0, s0);
-  if (layer.s1) write(layer.s1, s1);
+  UNROLL
+  for (int first = 0; first < N; first += BATCH) {
+    if (!TileProduct::READ_AHEAD) read(first);
+    if (!TileProduct::READ_AHEAD && first == 0) update = read_early_words(&args.loop->now.update);
+    float g[BATCH];
+    take_sums(product, g, first);
+    update_all(update, w, g, s0, s1);
+    write_elements<TileProduct>(at_corner(layer.w.p, fan_in), w, first);
+    write_elements<TileProduct>(at_corner(layer.s0, fan_in), s0, first);
+    write_elements<TileProduct>(at_corner(layer.s1, s1_rows), s1, first);
+  }
+  if (!with_bias) return;
+  layer.w.p[bias] = updated(update, w_bias, db, s0_bias, s1_bias);
+  layer.s0[bias] = s0_bias;
+  if (layer.s1) layer.s1[bias] = s1_bias;
 }
 AHEAD_KERNEL(weight_gradients_small, 128, WeightGradients) {
   SHARED_FLOATS(shared);

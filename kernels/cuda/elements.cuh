@@ -25,39 +25,41 @@ DEVICE Window bias_window(const Matrix& w, int fan_in, int j0, int fan_out) {
   return {w.p + fan_in * w.ld + j0, 0, 1 << 30, fan_out - j0};
 }
 
-// What was written two launches before or earlier, row(i) in place of row i. Outside it is zero, as the padding is.
-template <typename P, typename Row>
-DEVICE void read_elements(const Window& from, float* v, Row row) {
+// N elements from `first` on, row(i) in place of row i: what was written two launches before or earlier. Outside it is
+// zero, as the padding is.
+template <typename P, int N, typename Row>
+DEVICE void read_elements(const Window& from, float (&v)[N], int first, Row row) {
   UNROLL
-  for (int e = 0; e < P::elements; e += P::NEIGHBOURS) {
-    const Place at = P::place_of(e);
+  for (int e = 0; e < N; e += P::NEIGHBOURS) {
+    const Place at = P::place_of(first + e);
     const bool inside = at.i < from.rows && at.j < from.columns;
-    early_neighbours_at<P::NEIGHBOURS>(from.p, static_cast<i64>(row(at.i)) * from.ld + at.j, inside, v + e);
+    read_where<P::NEIGHBOURS>(inside, from.p + static_cast<i64>(row(at.i)) * from.ld + at.j, v + e);
   }
 }
-template <typename P>
-DEVICE void read_elements(const Window& from, float* v) {
-  read_elements<P>(from, v, [](int i) { return i; });
+template <typename P, int N>
+DEVICE void read_elements(const Window& from, float (&v)[N], int first = 0) {
+  read_elements<P>(from, v, first, [](int i) { return i; });
 }
 
-// Neighbours at once, zeros where they lie in the padding.
-template <typename P>
-DEVICE void write_elements(const Window& to, const float* v) {
+// Neighbours at once, with zeros where they lie in the padding.
+template <typename P, int N>
+DEVICE void write_elements(const Window& to, const float (&v)[N], int first = 0) {
   UNROLL
-  for (int e = 0; e < P::elements; e += P::NEIGHBOURS) {
-    const Place at = P::place_of(e);
+  for (int e = 0; e < N; e += P::NEIGHBOURS) {
+    const Place at = P::place_of(first + e);
     float group[P::NEIGHBOURS];
     UNROLL
     for (int n = 0; n < P::NEIGHBOURS; ++n) group[n] = at.j + n < to.columns ? v[e + n] : 0.0f;
-    if (at.i < to.rows && at.j < to.columns) put_neighbours(to.p + static_cast<i64>(at.i) * to.ld + at.j, group);
+    write_where<P::NEIGHBOURS>(at.i < to.rows && at.j < to.columns, to.p + static_cast<i64>(at.i) * to.ld + at.j,
+                               group);
   }
 }
 
 // The sums of a product, and what they begin with.
-template <typename P>
-DEVICE void take_sums(P& product, float* v) {
+template <typename P, int N>
+DEVICE void take_sums(P& product, float (&v)[N], int first = 0) {
   UNROLL
-  for (int e = 0; e < P::elements; ++e) v[e] = product.element(e);
+  for (int e = 0; e < N; ++e) v[e] = product.element(first + e);
 }
 template <typename P>
 DEVICE void begin_with(P& product, float v) {

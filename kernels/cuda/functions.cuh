@@ -12,7 +12,7 @@ DEVICE float log1p_small(float t) {
   float s = quotient(t, 2.0f + t), q = s * s;
   float p =
       ((((0.217923969f * q + 0.171478495f) * q + 0.22301501f) * q + 0.28568396f) * q + 0.400000542f) * q + 0.666666687f;
-  return 2.0f * s + s * q * p;
+  return multiply_add(s * q, p, 2.0f * s);
 }
 
 // Both from one exponential e = exp(-|a|): sigmoid is 1 / (1 + e) or e / (1 + e); softplus is max(a, 0) + tail.

@@ -274,8 +274,10 @@ DEVICE void output_layer_tile(const OutputLayer& args, float* shared) {
   float x[N], a[N], s[N];
   auto read_x = [&] {
     const Window from = {args.x.p + j0, static_cast<int>(args.x.ld), args.rows - i0, n - j0};
-    const bool own = args.x_rows == args.rows;  // then there is no quotient to be had
-    read_elements<TileProduct>(from, x, [&](int i) { return own ? i0 + i : (i0 + i) % args.x_rows; });
+    if (args.x_rows == args.rows)  // no quotient for each row then
+      read_elements<TileProduct>(from, x, 0, [&](int i) { return i0 + i; });
+    else
+      read_elements<TileProduct>(from, x, 0, [&](int i) { return (i0 + i) % args.x_rows; });
   };
   constexpr bool x_ahead = TileProduct::READ_AHEAD && !GAUSSIAN;  // two products leave no room
   if (x_ahead) read_x();
@@ -294,11 +296,16 @@ DEVICE void output_layer_tile(const OutputLayer& args, float* shared) {
   if (!x_ahead) read_x();
   take_sums(first, a);
   if (GAUSSIAN) take_sums(second, s);
-  UNROLL
-  for (int e = 0; e < N; ++e) {  // x becomes the terms of log p(x|z), a and s their derivatives
-    const Point p = GAUSSIAN ? gaussian(args.density, x[e], a[e], s[e]) : bernoulli(x[e], a[e]);
-    x[e] = p.log_px, a[e] = args.scale * p.dfirst, s[e] = args.scale * p.dsecond;
-  }
+  // x becomes the terms of log p(x|z), a and s their derivatives
+  with_constant<2>(args.density.identity_mean, [&](auto identity_mean) {
+    Density density = args.density;
+    density.identity_mean = identity_mean;
+    UNROLL
+    for (int e = 0; e < N; ++e) {
+      const Point p = GAUSSIAN ? gaussian(density, x[e], a[e], s[e]) : bernoulli(x[e], a[e]);
+      x[e] = p.log_px, a[e] = args.scale * p.dfirst, s[e] = args.scale * p.dsecond;
+    }
+  });
   write_elements<TileProduct>(window(args.dout, corner, args.rows, n), a);
   if (GAUSSIAN) write_elements<TileProduct>(window({args.dout.p + n, args.dout.ld}, corner, args.rows, n), s);
 

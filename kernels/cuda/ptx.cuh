@@ -31,6 +31,44 @@ DEVICE T read_early(const T* p) {
   return __ldcg(p);
 }
 
+// One, two or four neighbours, aligned to as many; zeros where not `valid`. As read_early, and without a branch.
+template <int N>
+DEVICE void read_where(bool valid, const float* p, float* to) {
+  static_assert(N == 1 || N == 2 || N == 4, "what one instruction reads");
+  const int read = valid;
+  UNROLL
+  for (int n = 0; n < N; ++n) to[n] = 0.0f;
+  if constexpr (N == 4)
+    asm volatile("{.reg .pred q; setp.ne.s32 q, %4, 0; @q ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%5];}"
+                 : "+f"(to[0]), "+f"(to[1]), "+f"(to[2]), "+f"(to[3])
+                 : "r"(read), "l"(p));
+  else if constexpr (N == 2)
+    asm volatile("{.reg .pred q; setp.ne.s32 q, %2, 0; @q ld.global.cg.v2.f32 {%0, %1}, [%3];}"
+                 : "+f"(to[0]), "+f"(to[1])
+                 : "r"(read), "l"(p));
+  else
+    asm volatile("{.reg .pred q; setp.ne.s32 q, %1, 0; @q ld.global.cg.f32 %0, [%2];}"
+                 : "+f"(to[0])
+                 : "r"(read), "l"(p));
+}
+// The same written where `valid`.
+template <int N>
+DEVICE void write_where(bool valid, float* p, const float* v) {
+  static_assert(N == 1 || N == 2 || N == 4, "what one instruction writes");
+  const int write = valid;
+  if constexpr (N == 4)
+    asm volatile("{.reg .pred q; setp.ne.s32 q, %0, 0; @q st.global.v4.f32 [%1], {%2, %3, %4, %5};}" ::"r"(write),
+                 "l"(p), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3])
+                 : "memory");
+  else if constexpr (N == 2)
+    asm volatile("{.reg .pred q; setp.ne.s32 q, %0, 0; @q st.global.v2.f32 [%1], {%2, %3};}" ::"r"(write), "l"(p),
+                 "f"(v[0]), "f"(v[1])
+                 : "memory");
+  else
+    asm volatile("{.reg .pred q; setp.ne.s32 q, %0, 0; @q st.global.f32 [%1], %2;}" ::"r"(write), "l"(p), "f"(v[0])
+                 : "memory");
+}
+
 DEVICE void block_barrier() { __syncthreads(); }
 DEVICE void warp_barrier() { __syncwarp(); }
 template <typename T>

@@ -32,6 +32,11 @@ KERNEL(write_behind_shared_memory, 32, Fault) {
 
 KERNEL(write_behind_an_array, 32, Fault) { args.out[32 + threadIdx.x] = 0.0f; }
 
+KERNEL(neighbours_at_an_odd_place, 32, Fault) {
+  const float v[2] = {0.0f, 0.0f};
+  write_where<2>(threadIdx.x == 0, args.out + 1, v);
+}
+
 KERNEL(copies_without_a_wait, 32, Fault) {
   SHARED_FLOATS(shared);
   copy_async(shared, args.out, true);

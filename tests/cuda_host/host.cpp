@@ -10,6 +10,7 @@
 #include "phases.cu"
 #include "passes.cu"
 #include "faults.cu"
+#include "functions.cu"
 // clang-format on
 
 #include <setjmp.h>
@@ -275,6 +276,9 @@ void copy_async(float* shared, const float* from, bool valid) {
   PendingCopy copy = {shared, {}, self().group};
   if (valid) std::memcpy(copy.value, from, sizeof copy.value);
   self().copies.push_back(copy);
+}
+void check_alignment(const float* p, int neighbours) {
+  if (reinterpret_cast<u64>(p) % (sizeof(float) * neighbours)) machine.error = "neighbours that are not aligned";
 }
 void commit_copies() { ++self().group; }
 void wait_copies(int pending) {

@@ -14,9 +14,6 @@
 struct Index {  // grids and blocks are rows
   unsigned x;
 };
-struct alignas(8) float2 {
-  float x, y;
-};
 struct alignas(16) float4 {
   float x, y, z, w;
 };
@@ -33,6 +30,7 @@ float* shared_memory();
 void copy_async(float* shared, const float* from, bool valid);
 void commit_copies();
 void wait_copies(int pending);
+void check_alignment(const float* p, int neighbours);
 
 // A kernel's entry in the library: its arguments' size, its threads, whether it begins ahead of the launch before, and
 // a call with arguments given by address.
@@ -62,6 +60,17 @@ DEVICE void wait_for_launch_before() { host::wait_for_launch_before(); }
 template <typename T>
 T read_early(const T* p) {
   return *p;
+}
+
+template <int N>
+void read_where(bool valid, const float* p, float* to) {
+  if (valid) host::check_alignment(p, N);
+  for (int n = 0; n < N; ++n) to[n] = valid ? p[n] : 0.0f;
+}
+template <int N>
+void write_where(bool valid, float* p, const float* v) {
+  if (valid) host::check_alignment(p, N);
+  for (int n = 0; valid && n < N; ++n) p[n] = v[n];
 }
 
 template <typename T>
@@ -99,8 +108,13 @@ DEVICE float from_bits(u32 b) {
 DEVICE u32 multiply_high(u32 a, u32 b) { return static_cast<u32>(static_cast<u64>(a) * b >> 32); }
 DEVICE float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
 DEVICE float reciprocal_root(float v) { return 1.0f / sqrtf(v); }
-DEVICE float root(float v) { return sqrtf(v); }
-DEVICE float quotient(float a, float b) { return a / b; }
+// The device's approximations may be a unit off, so these are, one way or the other.
+DEVICE float one_off(float v) { return std::nextafterf(v, bits(v) >> 3 & 1u ? 0.0f : INFINITY); }
+DEVICE float root(float v) { return v > 0.0f ? one_off(sqrtf(v)) : sqrtf(v); }
+DEVICE float quotient(float a, float b) {
+  const float r = one_off(1.0f / b), q = a * r;
+  return std::fma(r, std::fma(-q, b, a), q);
+}
 DEVICE bool is_finite(double v) { return std::isfinite(v); }
 
 DEVICE void copy_async(float* shared, const float* from, bool valid) { host::copy_async(shared, from, valid); }
