@@ -166,10 +166,15 @@ def test_what_is_there_is_named(runtime: fake_cupy.Runtime) -> None:
     assert cuda.isa_level() == "Stand-in (sm_90)"
 
 
-def test_info_tells_who_makes_the_products(runtime: fake_cupy.Runtime, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_tells_who_makes_the_products(
+    runtime: fake_cupy.Runtime, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert fastvae(["info"]) == 0
     told = "products: own kernels; cublas from 2 (fp32), 5 (tf32), 5 (bf16) GFLOP a step"
-    assert f"available on Stand-in (sm_90) (fp32, tf32, bf16); {told}" in capsys.readouterr().out
+    assert f"available on Stand-in (sm_90) (fp32, tf32, bf16); {told}\n" in capsys.readouterr().out
+    monkeypatch.setenv(driver.VARIABLE, "on")
+    assert fastvae(["info"]) == 0
+    assert f"{told}; launches overlap\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,8 @@ def plan(network: Network, *, rows: int, draws: int, precision: str, n_threads: 
 
 
 def products() -> str:
-    """Say who makes the products of a step, and from where on; see `paths`."""
-    return paths.described()
+    """Say who makes the products of a step, and from where on; see `paths`. And whether its launches overlap."""
+    return f"{paths.described()}{'; launches overlap' if driver.asked() else ''}"
 
 
 def philox(*, counter: Array, key: Array, out: Array) -> None:
