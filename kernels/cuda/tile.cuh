@@ -66,7 +66,6 @@ struct Tile {
       return {first[0], first[fast], first[2 * fast], first[3 * fast]};
     }
   }
-  DEVICE float one(int i, int k) const { return p[ALONG ? place(i, k & ~3) + (k & 3) : place(k, i & ~3) + (i & 3)]; }
   // Rows i to i + N - 1 at k, of rows along i; i is a multiple of N, 2 or 4.
   template <int N>
   DEVICE void rows_at(int i, int k, float (&v)[N]) const {
