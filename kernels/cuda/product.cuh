@@ -311,10 +311,18 @@ struct Product {
         shared[(group() * BM + at.i) * ld + at.j] = sums.element(e);
       }
       block_barrier();
+      struct alignas(4 * NEIGHBOURS) Neighbours {
+        float v[NEIGHBOURS];
+      };
       UNROLL
-      for (int e = 0; e < elements; ++e) {
+      for (int e = 0; e < elements; e += NEIGHBOURS) {
         UNROLL
-        for (int g = 0; g < GROUPS; ++g) own[e] += shared[(g * BM + place_of(e).i) * ld + place_of(e).j];
+        for (int g = 0; g < GROUPS; ++g) {
+          const float* from = shared + (g * BM + place_of(e).i) * ld + place_of(e).j;
+          const Neighbours more = *reinterpret_cast<const Neighbours*>(from);
+          UNROLL
+          for (int n = 0; n < NEIGHBOURS; ++n) own[e + n] += more.v[n];
+        }
       }
     }
   }
