@@ -95,7 +95,8 @@ DEVICE void weight_gradient_tile(const WeightGradients& args, float* shared) {
   const bool first_row = corner.i == 0, with_bias = first_row && sharer == 0 && corner.j + column < layer.fan_out;
   const i64 bias = layer.fan_in * layer.w.ld + corner.j + column;
 
-  // parameters and their state: where tiles are large in two batches, which leaves registers for the next launch
+  // parameters and their state, and what the step does with them; where tiles are large in two batches, which leaves
+  // registers for the blocks of the next launch
   constexpr int N = TileProduct::elements, BATCH = TileProduct::READ_AHEAD ? N : N / 2;
   float w[BATCH], s0[BATCH], s1[BATCH], w_bias = 0.0f, s0_bias = 0.0f, s1_bias = 0.0f;
   Update update;
@@ -146,10 +147,10 @@ DEVICE void weight_gradient_tile(const WeightGradients& args, float* shared) {
     if (with_bias) layer.grad[static_cast<i64>(layer.fan_in) * layer.fan_out + corner.j + column] += db;
     return;
   }
+  if (!TileProduct::READ_AHEAD) update = read_early_words(&args.loop->now.update);
   UNROLL
   for (int first = 0; first < N; first += BATCH) {
     if (!TileProduct::READ_AHEAD) read(first);
-    if (!TileProduct::READ_AHEAD && first == 0) update = read_early_words(&args.loop->now.update);
     float g[BATCH];
     take_sums(product, g, first);
     update_all(update, w, g, s0, s1);

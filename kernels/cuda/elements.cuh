@@ -11,7 +11,7 @@ struct Place {
   int i, j;
 };
 
-// A matrix of the engine's own memory from a tile's corner on, and what there is of it: at least one row and column.
+// A matrix of the engine's own memory from a tile's corner on, and how much of it there is.
 struct Window {
   float* p;
   int ld, rows, columns;
@@ -25,8 +25,8 @@ DEVICE Window bias_window(const Matrix& w, int fan_in, int j0, int fan_out) {
   return {w.p + fan_in * w.ld + j0, 0, 1 << 30, fan_out - j0};
 }
 
-// N elements from `first` on, row(i) in place of row i: what was written two launches before or earlier. Outside it is
-// zero, as the padding is.
+// N elements from `first` on, row(i) in place of row i; zeros where there is nothing of the matrix, as in its padding.
+// Before the wait for the launch before: what is older than that.
 template <typename P, int N, typename Row>
 DEVICE void read_elements(const Window& from, float (&v)[N], int first, Row row) {
   UNROLL
