@@ -48,10 +48,12 @@ struct Loop {
 
 DEVICE bool forward_is_over(const Loop* loop) { return loop && loop->step >= loop->limit; }
 DEVICE bool backward_is_over(const Loop* loop) { return loop && !loop->complete; }
-// Of a kernel that has begun ahead: wait, and say whether there is a step to be made.
+// Of a kernel that has begun ahead: wait, and say whether there is a step to be made. What moved the loop on to the
+// forward's step was not the launch before, since weight_gradients lies between.
 DEVICE bool forward_goes_on(const Loop* loop) {
+  const bool over = loop && read_early(&loop->step) >= read_early(&loop->limit);
   wait_for_launch_before();
-  return !forward_is_over(loop);
+  return !over;
 }
 DEVICE bool backward_goes_on(const Loop* loop) {
   wait_for_launch_before();

@@ -101,153 +101,199 @@ AHEAD_KERNEL(first_layer_large, 256, FirstLayer) {
 }
 
 constexpr int ROWS = 2;
-constexpr int ROW_THREADS = 512;
+constexpr int ROW_THREADS = 512, ROW_WARPS = ROW_THREADS / 32;
 
-// sum += factor * w, of four columns; sum += d . w. Weights are rounded as tiles would round them.
+// What the block's rows have at one place.
+struct alignas(4 * ROWS) Pair {
+  float of[ROWS];
+};
+
+DEVICE float4 rounded(const float4& v) { return {rounded(v.x), rounded(v.y), rounded(v.z), rounded(v.w)}; }
+
+// sum += factor * w, of four columns; sum += d . w
 DEVICE void add_multiple(float4& sum, float factor, const float4& w) {
-  sum.x = multiply_add(factor, rounded(w.x), sum.x);
-  sum.y = multiply_add(factor, rounded(w.y), sum.y);
-  sum.z = multiply_add(factor, rounded(w.z), sum.z);
-  sum.w = multiply_add(factor, rounded(w.w), sum.w);
+  sum.x = multiply_add(factor, w.x, sum.x);
+  sum.y = multiply_add(factor, w.y, sum.y);
+  sum.z = multiply_add(factor, w.z, sum.z);
+  sum.w = multiply_add(factor, w.w, sum.w);
 }
 DEVICE void add_product(float& sum, const float4& d, const float4& w) {
-  sum = multiply_add(d.x, rounded(w.x), sum);
-  sum = multiply_add(d.y, rounded(w.y), sum);
-  sum = multiply_add(d.z, rounded(w.z), sum);
-  sum = multiply_add(d.w, rounded(w.w), sum);
+  sum = multiply_add(d.x, w.x, sum);
+  sum = multiply_add(d.y, w.y, sum);
+  sum = multiply_add(d.z, w.z, sum);
+  sum = multiply_add(d.w, w.w, sum);
 }
 
 struct SampleRows {
   Matrix h, w_heads, heads, z, w, y;  // h (M, H), heads (M, 2 J), z (R, J), y (R, fan_out)
   float *eps, *kl;
   int draws, rows, hidden, latent_dim, fan_out, activation, sampled;  // sampled: kl of each draw, as in latent.cu
+  int slices, length;  // H in slices of a multiple of HEADS_AHEAD, each of which so many threads sum as are for 2 J
   u64 seed;
   const Loop* loop;
 };
 
-// Shared memory of sample_rows: parts of the heads [slices][ROWS][2 J, whole fours], h [ROWS][H], heads [ROWS][2 J],
-// z [L][ROWS][J]. A block asks for its weights, all of them where they are not too many, while first_layer runs: their
-// way takes longer than the products.
+constexpr int HEADS_AHEAD = 10, LATENT_AHEAD = 20;  // weights of a thread that are asked for at once
+
+// Shared memory: parts of the heads [ROWS][slices][2 J, an odd number of fours], h [slices * length, whole fours] and z
+// [L][J, whole LATENT_AHEAD] of both rows, zero beyond their widths; noise [L][ROWS][J], where then the terms of kl
+// are. A block asks for its weights, all of them where they are not too many, while the launch before runs.
 //
 // Grid: one block per ROWS rows of the minibatch.
 AHEAD_KERNEL(sample_rows, ROW_THREADS, SampleRows) {
   SHARED_FLOATS(parts);
-  const int m0 = blockIdx.x * ROWS, n = 2 * args.latent_dim, thread = threadIdx.x;
-  const int fours = (n + 3) / 4, slices = ROW_THREADS / fours;  // a thread sums one slice of H for four of the heads
-  const int four = thread % fours * 4, slice = thread / fours, length = (args.hidden + slices - 1) / slices;
-  const int begin = slice * length, end = slice >= slices                ? 0
-                                          : begin + length < args.hidden ? begin + length
-                                                                         : args.hidden;
-  float *h = parts + slices * ROWS * 4 * fours, *heads = h + ROWS * args.hidden, *z = heads + ROWS * n;
+  const int m0 = blockIdx.x * ROWS, n = args.latent_dim, thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+  const int fours = (2 * n + 3) / 4, parts_ld = 4 * (fours | 1);  // odd: rows of parts begin in different banks
+  const int slice = thread / fours, four = (thread - slice * fours) * 4, h_end = (args.slices * args.length + 3) / 4 * 4;
+  const int z_ld = (n + LATENT_AHEAD - 1) / LATENT_AHEAD * LATENT_AHEAD;
+  Pair *h = reinterpret_cast<Pair*>(parts + ROWS * args.slices * parts_ld), *z = h + h_end;
+  float* noise = reinterpret_cast<float*>(z + args.draws * z_ld);
 
-  constexpr int HEADS_AHEAD = 10, ROWS_AHEAD = 20;  // as the paper's network wants
+  const int heads_ld = static_cast<int>(args.w_heads.ld), w_ld = static_cast<int>(args.w.ld);
   float4 w_heads[HEADS_AHEAD];
   auto ask_heads = [&](int k0) {
     UNROLL
-    for (int u = 0; u < HEADS_AHEAD; ++u)
-      w_heads[u] = early_four_at(args.w_heads.p, (k0 + u) * args.w_heads.ld + four, k0 + u < end);
-  };
-  float w[ROWS_AHEAD], b;
-  auto ask_rows = [&](int column, int j0) {
-    b = read_early(args.w.p + args.latent_dim * args.w.ld + column);
+    for (int u = 0; u < HEADS_AHEAD; ++u) {
+      const int k = k0 + u < args.hidden ? k0 + u : args.hidden;  // h is zero there
+      w_heads[u] = read_early(reinterpret_cast<const float4*>(args.w_heads.p + (k * heads_ld + four)));
+    }
     UNROLL
-    for (int u = 0; u < ROWS_AHEAD; ++u)
-      w[u] = early_at(args.w.p, (j0 + u) * args.w.ld + column, j0 + u < args.latent_dim);
+    for (int u = 0; u < HEADS_AHEAD; ++u) w_heads[u] = rounded(w_heads[u]);
   };
-  ask_heads(begin);
-  ask_rows(thread % args.fan_out, 0);
-  constexpr int sharers = 4;  // threads that add up the parts of one head of one row
-  const int head = thread / sharers;
-  float b_head = read_early(args.w_heads.p + args.hidden * args.w_heads.ld + head % n);
-  const u64 step = read_early(&args.loop->first) + read_early(&args.loop->step);
-  for (int e = thread; e < args.draws * ROWS * args.latent_dim; e += ROW_THREADS) {  // noise, where z is to be
-    const i64 row = static_cast<i64>(e / args.latent_dim / ROWS) * args.rows + m0 + e / args.latent_dim % ROWS;
-    z[e] = normal_at(args.seed, step, STREAM_LATENT, row * args.latent_dim + e % args.latent_dim);
-  }
-  if (!forward_goes_on(args.loop)) return;
+  float w[LATENT_AHEAD], b;
+  auto ask_rows = [&](int column, int j0) {
+    b = read_early(args.w.p + (n * w_ld + column));
+    UNROLL
+    for (int u = 0; u < LATENT_AHEAD; ++u) {
+      const int j = j0 + u < n ? j0 + u : n;  // z is zero there
+      w[u] = read_early(args.w.p + (j * w_ld + column));
+    }
+    UNROLL
+    for (int u = 0; u < LATENT_AHEAD; ++u) w[u] = rounded(w[u]);
+  };
+  // threads that add up the parts of mu and logvar of one row and dimension
+  constexpr int SHARERS = 8, DIMENSIONS = ROW_THREADS / ROWS / SHARERS;
+  const int r = warp / (ROW_WARPS / ROWS), dimension = thread / SHARERS % DIMENSIONS, sharer = thread % SHARERS;
+  const float* b_heads = args.w_heads.p + args.hidden * heads_ld;
+  float b_mu = early_at(b_heads, dimension, dimension < n), b_logvar = early_at(b_heads, n + dimension, dimension < n);
 
-  for (int e = thread; e < ROWS * args.hidden; e += ROW_THREADS) {
-    const int m = m0 + e / args.hidden;
-    h[e] = m < args.rows ? args.h.p[m * args.h.ld + e % args.hidden] : 0.0f;
+  ask_heads(slice * args.length);
+  ask_rows(thread < args.fan_out ? thread : 0, 0);
+  // moved on by sample_backward and output_backward, behind which weight_gradients and first_layer come
+  const i64 step = read_early(&args.loop->step);
+  const bool over = step >= read_early(&args.loop->limit);
+  const u64 number = read_early(&args.loop->first) + step;
+  const float* h_from = args.h.p + m0 * args.h.ld;
+  ROLLED
+  for (int q = warp; q < args.draws * ROWS; q += ROW_WARPS) {
+    const i64 row = static_cast<i64>(q / ROWS) * args.rows + m0 + q % ROWS;
+    ROLLED
+    for (int j = lane; j < n; j += 32) noise[q * n + j] = normal_at(args.seed, number, STREAM_LATENT, row * n + j);
+  }
+  ROLLED
+  for (int e = thread; e < args.draws * z_ld; e += ROW_THREADS) z[e] = {};
+  wait_for_launch_before();
+  if (over) return;
+
+  ROLLED
+  for (int k = 4 * thread; k < h_end; k += 4 * ROW_THREADS) {
+    float4 v[ROWS];
+    UNROLL
+    for (int i = 0; i < ROWS; ++i)
+      v[i] = m0 + i < args.rows && k < args.hidden
+                 ? *reinterpret_cast<const float4*>(h_from + i * args.h.ld + k)
+                 : float4{0.0f, 0.0f, 0.0f, 0.0f};
+    static_assert(ROWS == 2, "two columns of both rows make sixteen bytes");
+    *reinterpret_cast<float4*>(h + k) = {v[0].x, v[1].x, v[0].y, v[1].y};
+    *reinterpret_cast<float4*>(h + k + 2) = {v[0].z, v[1].z, v[0].w, v[1].w};
   }
   block_barrier();
-  if (slice < slices) {
+  if (slice < args.slices) {
     float4 sum[ROWS] = {};
-    for (int k0 = begin; k0 < end; k0 += HEADS_AHEAD) {
-      if (k0 > begin) ask_heads(k0);
+    ROLLED
+    for (int k0 = slice * args.length, end = k0 + args.length, k = k0; k < end; k += HEADS_AHEAD) {
+      if (k > k0) ask_heads(k);
       UNROLL
       for (int u = 0; u < HEADS_AHEAD; ++u) {
-        const int k = k0 + u < end ? k0 + u : k0;
+        const Pair pair = h[k + u];
         UNROLL
-        for (int r = 0; r < ROWS; ++r) add_multiple(sum[r], h[r * args.hidden + k], w_heads[u]);
+        for (int i = 0; i < ROWS; ++i) add_multiple(sum[i], pair.of[i], w_heads[u]);
       }
     }
     UNROLL
-    for (int r = 0; r < ROWS; ++r) *reinterpret_cast<float4*>(parts + (slice * ROWS + r) * 4 * fours + four) = sum[r];
-  }
-  block_barrier();
-  for (int e0 = 0; e0 < ROWS * n; e0 += ROW_THREADS / sharers) {
-    const int e = e0 + head, r = e / n, column = e % n;
-    float sum = 0.0f;
-    for (int i = thread % sharers; e < ROWS * n && i < slices; i += sharers)
-      sum += parts[(i * ROWS + r) * 4 * fours + column];
-    for (int distance = sharers / 2; distance; distance /= 2) sum += shuffle_xor(sum, distance);
-    if (e0 > 0 && e < ROWS * n) b_head = args.w_heads.p[args.hidden * args.w_heads.ld + column];
-    if (e >= ROWS * n || thread % sharers) continue;
-    heads[e] = sum + b_head;
-    if (m0 + r < args.rows) args.heads.p[(m0 + r) * args.heads.ld + column] = heads[e];
+    for (int i = 0; i < ROWS; ++i)
+      *reinterpret_cast<float4*>(parts + (i * args.slices + slice) * parts_ld + four) = sum[i];
   }
   block_barrier();
 
-  const int row = thread / 32;  // of this warp
-  if (row < ROWS && m0 + row < args.rows) {
-    const float *mu = heads + row * n, *logvar = mu + args.latent_dim;
-    float twice_kl = 0.0f;
-    for (int j = thread % 32; j < args.latent_dim; j += 32) {
-      const float sd = expf(0.5f * logvar[j]);
-      twice_kl += mu[j] * mu[j] + exp_minus_1_minus(logvar[j], expf(logvar[j]));
-      for (int l = 0; l < args.draws; ++l) {
-        const i64 r = static_cast<i64>(l) * args.rows + m0 + row, element = r * args.latent_dim + j;
-        float& place = z[(l * ROWS + row) * args.latent_dim + j];
-        const float eps = place, sample = mu[j] + sd * eps;
-        args.eps[element] = eps;
-        args.z.p[r * args.z.ld + j] = sample;
-        place = rounded(sample);
-      }
-    }
-    twice_kl = warp_sum(twice_kl);
-    if (thread % 32 == 0 && !args.sampled) args.kl[m0 + row] = 0.5f * twice_kl;
-    for (int l = 0; args.sampled && l < args.draws; ++l) {
-      const i64 r = static_cast<i64>(l) * args.rows + m0 + row;
-      float twice = 0.0f;
-      for (int j = thread % 32; j < args.latent_dim; j += 32) {  // what this thread has written
-        const float z_exact = args.z.p[r * args.z.ld + j], eps = args.eps[r * args.latent_dim + j];
-        twice += z_exact * z_exact - eps * eps - logvar[j];
-      }
-      twice = warp_sum(twice);
-      if (thread % 32 == 0) args.kl[r] = 0.5f * twice;
-    }
-  }
-  block_barrier();
-
-  for (int e = thread; e < args.draws * args.fan_out; e += ROW_THREADS) {
-    const int l = e / args.fan_out, column = e % args.fan_out;
-    float sum[ROWS] = {};
-    for (int j0 = 0; j0 < args.latent_dim; j0 += ROWS_AHEAD) {
-      if (e > thread || j0 > 0) ask_rows(column, j0);
+  ROLLED
+  for (int j0 = 0; j0 < n; j0 += DIMENSIONS) {
+    constexpr int PARTS_AHEAD = 7;
+    const int j = j0 + dimension;
+    const float* part = parts + r * args.slices * parts_ld + (j < n ? j : 0);
+    float mu = 0.0f, logvar = 0.0f;
+    ROLLED
+    for (int i0 = sharer; i0 < args.slices; i0 += SHARERS * PARTS_AHEAD) {
       UNROLL
-      for (int u = 0; u < ROWS_AHEAD; ++u) {
-        const int j = j0 + u < args.latent_dim ? j0 + u : j0;
-        UNROLL
-        for (int r = 0; r < ROWS; ++r)
-          sum[r] = multiply_add(z[(l * ROWS + r) * args.latent_dim + j], rounded(w[u]), sum[r]);
+      for (int u = 0; u < PARTS_AHEAD; ++u) {
+        const int i = i0 + SHARERS * u;
+        mu += i < args.slices ? part[i * parts_ld] : 0.0f;
+        logvar += i < args.slices ? part[i * parts_ld + n] : 0.0f;
       }
     }
-    UNROLL
-    for (int r = 0; r < ROWS; ++r)
-      if (m0 + r < args.rows)
-        args.y.p[(static_cast<i64>(l) * args.rows + m0 + r) * args.y.ld + column] =
-            rounded(activate(args.activation, sum[r] + b));
+    for (int distance = SHARERS / 2; distance; distance /= 2) {
+      mu += shuffle_xor(mu, distance);
+      logvar += shuffle_xor(logvar, distance);
+    }
+    if (j >= n || m0 + r >= args.rows) continue;
+    if (j0 > 0) b_mu = b_heads[j], b_logvar = b_heads[n + j];
+    mu += b_mu, logvar += b_logvar;
+    const float sd = expf(0.5f * logvar), twice_kl = mu * mu + exp_minus_1_minus(logvar, expf(logvar));
+    ROLLED
+    for (int l = sharer; l < args.draws; l += SHARERS) {
+      const i64 row = static_cast<i64>(l) * args.rows + m0 + r;
+      float& place = noise[(l * ROWS + r) * n + j];
+      const float eps = place, sample = mu + sd * eps;
+      z[l * z_ld + j].of[r] = rounded(sample);
+      place = args.sampled ? sample * sample - eps * eps - logvar : twice_kl;
+      args.eps[row * n + j] = eps;
+      args.z.p[row * args.z.ld + j] = sample;
+    }
+    if (sharer < 2) args.heads.p[(m0 + r) * args.heads.ld + sharer * n + j] = sharer ? logvar : mu;
+  }
+  block_barrier();
+
+  ROLLED
+  for (int column = thread; column < args.fan_out; column += ROW_THREADS) {
+    ROLLED
+    for (int l = 0; l < args.draws; ++l) {
+      float sum[ROWS] = {};
+      ROLLED
+      for (int j0 = 0; j0 < n; j0 += LATENT_AHEAD) {
+        if (column > thread || l > 0 || j0 > 0) ask_rows(column, j0);
+        UNROLL
+        for (int u = 0; u < LATENT_AHEAD; ++u) {
+          const Pair pair = z[l * z_ld + j0 + u];
+          UNROLL
+          for (int i = 0; i < ROWS; ++i) sum[i] = multiply_add(pair.of[i], w[u], sum[i]);
+        }
+      }
+      UNROLL
+      for (int i = 0; i < ROWS; ++i)
+        if (m0 + i < args.rows)
+          args.y.p[(static_cast<i64>(l) * args.rows + m0 + i) * args.y.ld + column] =
+              rounded(activate(args.activation, sum[i] + b));
+    }
+  }
+  ROLLED
+  for (int q = warp; q < (args.sampled ? args.draws : 1) * ROWS; q += ROW_WARPS) {
+    const int l = q / ROWS, m = m0 + q % ROWS;
+    if (m >= args.rows) continue;
+    float twice_kl = 0.0f;
+    ROLLED
+    for (int j = lane; j < n; j += 32) twice_kl += noise[q * n + j];
+    twice_kl = warp_sum(twice_kl);
+    if (lane == 0) args.kl[static_cast<i64>(l) * args.rows + m] = 0.5f * twice_kl;
   }
 }
 

@@ -29,7 +29,8 @@ _FIRST_LAYER = struct(
 )  # fmt: skip
 _SAMPLE_ROWS = struct(
     h=MATRIX, w_heads=MATRIX, heads=MATRIX, z=MATRIX, w=MATRIX, y=MATRIX, eps=ADDRESS, kl=ADDRESS,
-    draws=INT, rows=INT, hidden=INT, latent_dim=INT, fan_out=INT, activation=INT, sampled=INT, seed=WORD, loop=ADDRESS,
+    draws=INT, rows=INT, hidden=INT, latent_dim=INT, fan_out=INT, activation=INT, sampled=INT,
+    slices=INT, length=INT, seed=WORD, loop=ADDRESS,
 )  # fmt: skip
 _OUTPUT_LAYER = struct(
     density=DENSITY, h=MATRIX, w=MATRIX, x=MATRIX, dout=MATRIX, log_px=ADDRESS,
@@ -40,7 +41,7 @@ _SAMPLE_BACKWARD = struct(
     dy=MATRIX, w=MATRIX, heads=MATRIX, dheads=MATRIX, w_heads=MATRIX, h=MATRIX, dh=MATRIX, eps=ADDRESS,
     draws=INT, rows=INT, hidden=INT, latent_dim=INT, fan_out=INT, activation=INT, sampled=INT, loop=ADDRESS,
 )  # fmt: skip
-_ROWS, _ROW_THREADS = 2, 512  # phases.cu's
+_ROWS, _ROW_THREADS, _HEADS_AHEAD, _LATENT_AHEAD = 2, 512, 10, 20  # phases.cu's
 _SHARED_BYTES = 160 * 1024  # of the 163 KB that a block may have on sm_80
 # Rows up to which a block of two rows is preferred to tiles: more read the narrow weights too often. Not yet measured.
 _MOST_ROWS = 1024
@@ -85,10 +86,18 @@ def first_layer(
     )  # fmt: skip
 
 
+def _slices(hidden: int, latent_dim: int) -> tuple[int, int]:
+    """Into how many slices the sum over H is cut, as threads allow, and how long they are."""
+    most = _ROW_THREADS // -(-2 * latent_dim // 4)
+    length = -(-hidden // (most * _HEADS_AHEAD)) * _HEADS_AHEAD
+    return -(-hidden // length), length
+
+
 def _sample_bytes(hidden: int, latent_dim: int, draws: int) -> int:
-    n = 2 * latent_dim
-    fours = -(-n // 4)
-    return 4 * _ROWS * (hidden + _ROW_THREADS // fours * 4 * fours + n + draws * latent_dim)
+    slices, length = _slices(hidden, latent_dim)
+    parts = slices * 4 * (-(-2 * latent_dim // 4) | 1)
+    z = -(-latent_dim // _LATENT_AHEAD) * _LATENT_AHEAD
+    return 4 * _ROWS * (parts + -(-slices * length // 4) * 4 + draws * (z + latent_dim))
 
 
 def _sample_backward_bytes(latent_dim: int, fan_out: int, draws: int) -> int:
@@ -110,11 +119,12 @@ def sample_fits(encoder: tuple[Layer, ...], decoder: tuple[Layer, ...], rows: in
 def sample_rows(g: Latent, heads: Layer, below: Layer, above: Layer, *, activation: str) -> Launch:
     """From the last hidden layer `below` through the heads and the sample to the decoder's first layer `above`."""
     shared_bytes = _sample_bytes(heads.fan_in, g.latent_dim, g.draws)
+    slices, length = _slices(heads.fan_in, g.latent_dim)
     return Launch.of(
         "phases", "sample_rows", _SAMPLE_ROWS, -(-g.rows // _ROWS), _ROW_THREADS, shared_bytes,
         h=below.y, w_heads=heads.w, heads=heads.y, z=g.z, w=above.w, y=above.y, eps=g.eps, kl=g.kl,
         draws=g.draws, rows=g.rows, hidden=heads.fan_in, latent_dim=g.latent_dim, fan_out=above.fan_out,
-        activation=ACTIVATIONS[activation], sampled=g.sampled, seed=g.seed, loop=g.loop,
+        activation=ACTIVATIONS[activation], sampled=g.sampled, slices=slices, length=length, seed=g.seed, loop=g.loop,
     )  # fmt: skip
 
 

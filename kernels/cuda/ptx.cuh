@@ -3,6 +3,7 @@
 
 #define DEVICE __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
+#define ROLLED _Pragma("unroll 1")  // where more than one turn is the exception
 // KERNEL waits for the launch before by itself; AHEAD_KERNEL does as much as it can before it waits. Registers are to
 // leave room for 512 threads of a multiprocessor.
 #define AHEAD_KERNEL(name, threads, Arguments) \

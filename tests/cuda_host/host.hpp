@@ -44,6 +44,7 @@ struct Entry {
 
 #define DEVICE inline
 #define UNROLL
+#define ROLLED
 #define KERNEL_OF(name, threads, Arguments, ahead)                                                \
   static void name##_body(const Arguments& args);                                                 \
   static void name##_run(const void* args) { name##_body(*static_cast<const Arguments*>(args)); } \
