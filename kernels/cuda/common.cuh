@@ -77,6 +77,58 @@ DEVICE float4 early_four_at(const float* p, i64 at, bool valid) {
   return valid ? v : float4{0.0f, 0.0f, 0.0f, 0.0f};
 }
 
+// Word by word.
+template <typename T>
+DEVICE T read_early_words(const T* p) {
+  static_assert(sizeof(T) % sizeof(u32) == 0, "whole words");
+  union Words {
+    u32 word[sizeof(T) / sizeof(u32)];
+    T whole;
+    DEVICE Words() {}
+  } v;
+  UNROLL
+  for (int i = 0; i < static_cast<int>(sizeof(T) / sizeof(u32)); ++i)
+    v.word[i] = read_early(reinterpret_cast<const u32*>(p) + i);
+  return v.whole;
+}
+
+// As many neighbours from a multiple of them on.
+template <int N>
+DEVICE void early_neighbours_at(const float* p, i64 at, bool valid, float* to) {
+  if constexpr (N == 4) {
+    const float4 v = early_four_at(p, at, valid);
+    to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
+  } else if constexpr (N == 2) {
+    const float2 v = read_early(reinterpret_cast<const float2*>(p + (valid ? at : 0)));
+    to[0] = valid ? v.x : 0.0f, to[1] = valid ? v.y : 0.0f;
+  } else {
+    to[0] = early_at(p, at, valid);
+  }
+}
+template <int N>
+DEVICE void put_neighbours(float* p, const float (&v)[N]) {
+  static_assert(N == 1 || N == 2 || N == 4, "what one instruction writes");
+  if constexpr (N == 4)
+    *reinterpret_cast<float4*>(p) = {v[0], v[1], v[2], v[3]};
+  else if constexpr (N == 2)
+    *reinterpret_cast<float2*>(p) = {v[0], v[1]};
+  else
+    *p = v[0];
+}
+
+// f of a number below COUNT as a constant: what is chosen by it is chosen once, and not for each element of a loop in
+// f.
+template <int N>
+struct Constant {
+  DEVICE constexpr operator int() const { return N; }
+};
+template <int COUNT, typename F>
+DEVICE void with_constant(int value, F f) {
+  if constexpr (COUNT > 1)
+    if (value < COUNT - 1) return with_constant<COUNT - 1>(value, f);
+  f(Constant<COUNT - 1>());
+}
+
 template <typename T>
 DEVICE T warp_sum(T v) {
   for (int distance = 16; distance; distance /= 2) v += shuffle_xor(v, distance);

@@ -18,21 +18,21 @@ struct Forward {
 // Grid: the tiles of y.
 template <int BM, int BN, int THREADS>
 DEVICE void forward_tile(const Forward& args, float* shared) {
-  const Place place = tile_place<BM, BN>(blockIdx.x, args.fan_out);
-  const int i0 = place.i, j0 = place.j;
-  const float* b = args.w.p + args.fan_in * args.w.ld + j0;
-  Product<BM, BN, THREADS, true, false> product;
-  product.begin_with([&](int, int j) { return early_at(b, j, j0 + j < args.fan_out); });
+  typedef Product<BM, BN, THREADS, true, false> TileProduct;
+  const Place corner = tile_place<BM, BN>(blockIdx.x, args.fan_out);
+  TileProduct product;
+  begin_with(product, bias_window(args.w, args.fan_in, corner.j, args.fan_out));
   if (!product.run(
-          shared, {args.x.p, args.x.ld, args.rows}, {args.w.p, args.w.ld, args.fan_out}, args.fan_in, i0, j0, EARLY_B,
-          [&] { return forward_goes_on(args.loop); }, [](const auto&, const auto&) {}))
+          shared, {args.x.p, args.x.ld, args.rows}, {args.w.p, args.w.ld, args.fan_out}, args.fan_in, corner.i,
+          corner.j, EARLY_B, [&] { return forward_goes_on(args.loop); }, [](const auto&, const auto&) {}))
     return;
-  product.each([&](int i, int j, float c, int) {
-    if (i0 + i >= args.rows || j0 + j >= args.fan_out) return;
-    float y = activate(args.activation, c);
-    // a hidden layer is kept as the products read it, so that its slope is that of what they read
-    args.y.p[(i0 + i) * args.y.ld + j0 + j] = args.activation == ACTIVATION_NONE ? y : rounded(y);
-  });
+  float y[TileProduct::elements];
+  take_sums(product, y);
+  if (args.activation != ACTIVATION_NONE) {
+    activate_all(args.activation, y);
+    round_all(y);  // a hidden layer is kept as the products read it, so that its slope is that of what they read
+  }
+  write_elements<TileProduct>(window(args.y, corner, args.rows, args.fan_out), y);
 }
 AHEAD_KERNEL(forward_small, 128, Forward) {
   SHARED_FLOATS(shared);
@@ -71,60 +71,78 @@ struct WeightGradients {
   const Loop* loop;
 };
 
-// A parameter and its state, or the gradient that is added to, read before the sums are made.
-struct Parameter {
-  float w, s0, s1;
-};
-
-DEVICE Parameter parameter_at(const WeightGradient& layer, int i, int j, bool valid) {
-  if (layer.grad) return {early_at(layer.grad, static_cast<i64>(i) * layer.fan_out + j, valid), 0.0f, 0.0f};
-  const i64 at = i * layer.w.ld + j;
-  const float s1 = layer.s1 ? early_at(layer.s1, at, valid) : 0.0f;
-  return {early_at(layer.w.p, at, valid), early_at(layer.s0, at, valid), s1};
-}
-DEVICE void apply(const WeightGradient& layer, const Update& update, int i, int j, float g, Parameter p) {
-  if (layer.grad) {
-    layer.grad[static_cast<i64>(i) * layer.fan_out + j] = p.w + g;
-    return;
-  }
-  const i64 at = i * layer.w.ld + j;
-  layer.w.p[at] = updated(update, p.w, g, p.s0, p.s1);
-  layer.s0[at] = p.s0;
-  if (layer.s1) layer.s1[at] = p.s1;
-}
-
-// Grid: the tiles of every layer, one after another. Blocks of a layer's first row of tiles sum dy for db besides.
+// Grid: the tiles of every layer, one after another. Blocks of a layer's first row of tiles sum dy for db besides: four
+// threads a column, in an order that depends on the rows alone.
 template <int BM, int BN, int THREADS>
 DEVICE void weight_gradient_tile(const WeightGradients& args, float* shared) {
+  typedef Product<BM, BN, THREADS, false, false> TileProduct;
   int l = 0;
   while (l + 1 < args.count && static_cast<int>(blockIdx.x) >= args.layers[l + 1].first_block) ++l;
-  const WeightGradient& layer = args.layers[l];
-  const Place place = tile_place<BM, BN>(blockIdx.x - layer.first_block, layer.fan_out);
-  const int i0 = place.i, j0 = place.j;
-  typedef Product<BM, BN, THREADS, false, false> TileProduct;
-  auto inside = [&](int i, int j) { return i0 + i < layer.fan_in && j0 + j < layer.fan_out; };
-  const int column = j0 + threadIdx.x;
-  const bool with_bias = i0 == 0 && threadIdx.x < BN && column < layer.fan_out;
-  const auto parameters =
-      TileProduct::beside([&](int i, int j) { return parameter_at(layer, i0 + i, j0 + j, inside(i, j)); });
-  const Parameter bias = parameter_at(layer, layer.fan_in, column, with_bias);
+  const WeightGradient layer = args.layers[l];
+  const Place corner = tile_place<BM, BN>(blockIdx.x - layer.first_block, layer.fan_out);
+
+  // the bias stands behind the tile's elements
+  constexpr int N = TileProduct::elements, SHARERS = 4;
+  static_assert(THREADS == SHARERS * BN, "a part of a column's sum for each thread");
+  const int column = threadIdx.x / SHARERS, sharer = threadIdx.x % SHARERS;
+  const bool first_row = corner.i == 0, with_bias = first_row && sharer == 0 && corner.j + column < layer.fan_out;
+  const i64 bias = layer.fan_in * layer.w.ld + corner.j + column;
+  float w[N + 1], s0[N + 1], s1[N + 1], g[N + 1];
+  auto at_corner = [&](float* p) { return window({p, layer.w.ld}, corner, layer.fan_in, layer.fan_out); };
+  Update update;
+  auto read = [&](float* p, float (&v)[N + 1]) {
+    read_elements<TileProduct>(at_corner(p), v);
+    v[N] = early_at(p, bias, with_bias);
+  };
+  auto read_all = [&] {
+    if (layer.grad) return;
+    read(layer.w.p, w);
+    read(layer.s0, s0);
+    if (layer.s1) read(layer.s1, s1);
+    update = read_early_words(&args.loop->now.update);
+  };
+  if (TileProduct::READ_AHEAD) read_all();
   TileProduct product;
-  product.begin_with([](int, int) { return 0.0f; });
+  begin_with(product, 0.0f);
   float db = 0.0f;
   const bool goes_on = product.run(
-      shared, {layer.x.p, layer.x.ld, layer.fan_in}, {layer.dy.p, layer.dy.ld, layer.fan_out}, layer.rows, i0, j0,
-      EARLY_A, [&] { return layer.early ? read_early(&args.loop->complete) != 0 : backward_goes_on(args.loop); },
+      shared, {layer.x.p, layer.x.ld, layer.fan_in}, {layer.dy.p, layer.dy.ld, layer.fan_out}, layer.rows, corner.i,
+      corner.j, EARLY_A,
+      [&] { return layer.early ? read_early(&args.loop->complete) != 0 : backward_goes_on(args.loop); },
       [&](const auto&, const auto& dy) {
-        if (with_bias)
-          for (int k = 0; k < DEPTH; ++k) db += rounded(dy.p[k * dy.ld + threadIdx.x]);
+        if (!first_row) return;
+        UNROLL
+        for (int k = 0; k < DEPTH; k += 4 * SHARERS) {
+          const float4 v = dy.at(column, k + 4 * sharer);
+          db += (rounded(v.x) + rounded(v.y)) + (rounded(v.z) + rounded(v.w));
+        }
       });
   if (layer.early) wait_for_launch_before();  // which may read w
   if (!goes_on) return;
-  const Update update = args.loop ? args.loop->now.update : Update{};  // once: no store can change it in registers
-  product.each([&](int i, int j, float c, int e) {
-    if (inside(i, j)) apply(layer, update, i0 + i, j0 + j, c, parameters(i, j, e));
-  });
-  if (with_bias) apply(layer, update, layer.fan_in, column, db, bias);
+  if (!TileProduct::READ_AHEAD) read_all();
+  take_sums(product, g);
+  g[N] = db;
+  if (first_row)
+    for (int distance = SHARERS / 2; distance; distance /= 2) g[N] += shuffle_xor(g[N], distance);
+
+  if (layer.grad) {
+    UNROLL
+    for (int e = 0; e < N; ++e) {
+      const Place at = TileProduct::place_of(e);
+      const int i = corner.i + at.i, j = corner.j + at.j;
+      if (i < layer.fan_in && j < layer.fan_out) layer.grad[static_cast<i64>(i) * layer.fan_out + j] += g[e];
+    }
+    if (with_bias) layer.grad[static_cast<i64>(layer.fan_in) * layer.fan_out + corner.j + column] += g[N];
+    return;
+  }
+  update_all(update, w, g, s0, s1);
+  auto write = [&](float* p, const float (&v)[N + 1]) {
+    write_elements<TileProduct>(at_corner(p), v);
+    if (with_bias) p[bias] = v[N];
+  };
+  write(layer.w.p, w);
+  write(layer.s0, s0);
+  if (layer.s1) write(layer.s1, s1);
 }
 AHEAD_KERNEL(weight_gradients_small, 128, WeightGradients) {
   SHARED_FLOATS(shared);

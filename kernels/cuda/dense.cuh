@@ -12,20 +12,24 @@ struct InputGradient {
 // One tile of dx.
 template <int BM, int BN, int THREADS>
 DEVICE void input_gradient_tile(const InputGradient& args, int tile, float* shared) {
-  const Place place = tile_place<BM, BN>(tile, args.fan_in);
-  const int i0 = place.i, j0 = place.j;
   typedef Product<BM, BN, THREADS, true, true> TileProduct;
-  auto inside = [&](int i, int j) { return i0 + i < args.rows && j0 + j < args.fan_in; };
-  const auto h = TileProduct::beside(
-      [&](int i, int j) { return args.h.p ? early_at(args.h.p, (i0 + i) * args.h.ld + j0 + j, inside(i, j)) : 0.0f; });
+  const Place corner = tile_place<BM, BN>(tile, args.fan_in);
+  float h[TileProduct::elements], dx[TileProduct::elements];
+  auto read_h = [&] {
+    if (args.h.p) read_elements<TileProduct>(window(args.h, corner, args.rows, args.fan_in), h);
+  };
+  if (TileProduct::READ_AHEAD) read_h();
   TileProduct product;
-  product.begin_with([](int, int) { return 0.0f; });
+  begin_with(product, 0.0f);
   if (!product.run(
-          shared, {args.dy.p, args.dy.ld, args.rows}, {args.w.p, args.w.ld, args.fan_in}, args.fan_out, i0, j0, EARLY_B,
-          [&] { return backward_goes_on(args.loop); }, [](const auto&, const auto&) {}))
+          shared, {args.dy.p, args.dy.ld, args.rows}, {args.w.p, args.w.ld, args.fan_in}, args.fan_out, corner.i,
+          corner.j, EARLY_B, [&] { return backward_goes_on(args.loop); }, [](const auto&, const auto&) {}))
     return;
-  product.each([&](int i, int j, float c, int e) {
-    if (inside(i, j))
-      args.dx.p[(i0 + i) * args.dx.ld + j0 + j] = args.h.p ? c * slope(args.activation, rounded(h(i, j, e))) : c;
-  });
+  if (!TileProduct::READ_AHEAD) read_h();
+  take_sums(product, dx);
+  if (args.h.p) {
+    round_all(h);
+    times_slope(args.activation, dx, h);
+  }
+  write_elements<TileProduct>(window(args.dx, corner, args.rows, args.fan_in), dx);
 }

@@ -75,14 +75,14 @@ DEVICE void first_layer_tile(const FirstLayer& args, float* shared) {
     scale = 1.0f;
   }
 
-  const float* b = args.w.p + n * args.w.ld + j0;
   TileProduct product;
-  product.begin_with([&](int, int j) { return j0 + j < args.fan_out ? b[j] : 0.0f; });
+  begin_with(product, bias_window(args.w, n, j0, args.fan_out));
   product.run(shared, {bytes, ld, scale}, {args.w.p, args.w.ld, args.fan_out}, n, j0);  // begins with a barrier
-  product.each([&](int i, int j, float c, int) {
-    if (i >= rows || j0 + j >= args.fan_out) return;
-    args.y.p[(i0 + i) * args.y.ld + j0 + j] = rounded(activate(args.activation, c));
-  });
+  float y[TileProduct::elements];
+  take_sums(product, y);
+  activate_all(args.activation, y);
+  round_all(y);
+  write_elements<TileProduct>(window(args.y, place, args.rows, args.fan_out), y);
 
   const int sharers = (args.fan_out + BN - 1) / BN, share = (n + sharers - 1) / sharers, first = j0 / BN * share;
   const int columns = n - first < share ? n - first : share;
@@ -309,20 +309,23 @@ struct OutputLayer {
 // Grid: the tiles of D columns. A Gaussian's two heads are D columns apart, and D a multiple of 4.
 template <int BM, int BN, int THREADS, bool GAUSSIAN>
 DEVICE void output_layer_tile(const OutputLayer& args, float* shared) {
+  typedef Product<BM, BN, THREADS, true, false> TileProduct;
+  constexpr int N = TileProduct::elements;
   const int n = args.density.data_dim;
-  const Place place = tile_place<BM, BN>(blockIdx.x, n);
-  const int i0 = place.i, j0 = place.j;
-  const float* b = args.w.p + args.fan_in * args.w.ld + j0;
+  const Place corner = tile_place<BM, BN>(blockIdx.x, n);
+  const int i0 = corner.i, j0 = corner.j;
   const Operand h = {args.h.p, args.h.ld, args.rows};
   auto nothing = [](const auto&, const auto&) {};
-  typedef Product<BM, BN, THREADS, true, false> TileProduct;
-  const auto x = TileProduct::beside([&](int i, int j) {
-    const int r = i0 + i, d = j0 + j;
-    return early_at(args.x.p, r % args.x_rows * args.x.ld + d, r < args.rows && d < n);
-  });
+  float x[N], a[N], s[N];
+  auto read_x = [&] {
+    const Window from = {args.x.p + j0, static_cast<int>(args.x.ld), args.rows - i0, n - j0};
+    const bool own = args.x_rows == args.rows;  // then there is no quotient to be had
+    read_elements<TileProduct>(from, x, [&](int i) { return own ? i0 + i : (i0 + i) % args.x_rows; });
+  };
+  if (TileProduct::READ_AHEAD) read_x();
   TileProduct first, second;
-  first.begin_with([&](int, int j) { return early_at(b, j, j0 + j < n); });
-  if (GAUSSIAN) second.begin_with([&](int, int j) { return early_at(b, n + j, j0 + j < n); });
+  begin_with(first, bias_window(args.w, args.fan_in, j0, n));
+  if (GAUSSIAN) begin_with(second, bias_window({args.w.p + n, args.w.ld}, args.fan_in, j0, n));
   if (!first.run(
           shared, h, {args.w.p, args.w.ld, n}, args.fan_in, i0, j0, EARLY_B, [&] { return forward_goes_on(args.loop); },
           nothing))
@@ -332,20 +335,24 @@ DEVICE void output_layer_tile(const OutputLayer& args, float* shared) {
     second.run(shared, h, {args.w.p + n, args.w.ld, n}, args.fan_in, i0, j0, EARLY_B, [] { return true; }, nothing);
     block_barrier();
   }
+  if (!TileProduct::READ_AHEAD) read_x();
+  take_sums(first, a);
+  if (GAUSSIAN) take_sums(second, s);
+  UNROLL
+  for (int e = 0; e < N; ++e) {  // x becomes the terms of log p(x|z), a and s their derivatives
+    const Point p = GAUSSIAN ? gaussian(args.density, x[e], a[e], s[e]) : bernoulli(x[e], a[e]);
+    x[e] = p.log_px, a[e] = args.scale * p.dfirst, s[e] = args.scale * p.dsecond;
+  }
+  write_elements<TileProduct>(window(args.dout, corner, args.rows, n), a);
+  if (GAUSSIAN) write_elements<TileProduct>(window({args.dout.p + n, args.dout.ld}, corner, args.rows, n), s);
 
-  // terms of log p(x|z) come to shared memory, where each row is summed by THREADS / BM threads
+  // terms come to shared memory, where each row is summed by THREADS / BM threads
   constexpr int ld = BN + 1, sharers = THREADS / BM;
-  first.each([&](int i, int j, float a, int e) {
-    const int r = i0 + i, d = j0 + j;
-    float term = 0.0f;
-    if (r < args.rows && d < n) {
-      const Point p = GAUSSIAN ? gaussian(args.density, x(i, j, e), a, second.element(e)) : bernoulli(x(i, j, e), a);
-      args.dout.p[r * args.dout.ld + d] = args.scale * p.dfirst;
-      if (GAUSSIAN) args.dout.p[r * args.dout.ld + n + d] = args.scale * p.dsecond;
-      term = p.log_px;
-    }
-    shared[i * ld + j] = term;
-  });
+  UNROLL
+  for (int e = 0; e < N; ++e) {
+    const Place at = TileProduct::place_of(e);
+    shared[at.i * ld + at.j] = i0 + at.i < args.rows && j0 + at.j < n ? x[e] : 0.0f;
+  }
   block_barrier();
   const int i = threadIdx.x / sharers, part = threadIdx.x % sharers;
   float sum = 0.0f;

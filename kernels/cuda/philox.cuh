@@ -1,6 +1,6 @@
 // Philox4x32-10 streams, as fastvae/rng.py defines them: key = seed, counter = (word / 4, step low, step high, stream).
 #pragma once
-#include "common.cuh"
+#include "functions.cuh"
 
 struct Words {
   u32 word[4];
@@ -26,14 +26,6 @@ DEVICE Words philox(u32 k0, u32 k1, u32 c0, u32 c1, u32 c2, u32 c3) {
 DEVICE Words philox_block(u64 seed, u64 step, u32 stream, u32 block) {
   return philox(static_cast<u32>(seed), static_cast<u32>(seed >> 32), block, static_cast<u32>(step),
                 static_cast<u32>(step >> 32), stream);
-}
-
-// log(1 + t) for |t| <= 1/2 through 2 atanh(t / (2 + t)); fit error 6e-12.
-DEVICE float log1p_small(float t) {
-  float s = t / (2.0f + t), q = s * s;
-  float p =
-      ((((0.217923969f * q + 0.171478495f) * q + 0.22301501f) * q + 0.28568396f) * q + 0.400000542f) * q + 0.666666687f;
-  return 2.0f * s + s * q * p;
 }
 
 // Two standard normals from two words, by Box-Muller: u = (k + 1/2) / 2^24 of the upper 24 bits. Above one half, log u

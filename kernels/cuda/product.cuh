@@ -4,7 +4,7 @@
 // stored; they are rounded to tf32 or bf16, where that is the precision, on the way to the registers. An element's sum
 // runs over K in order whatever the tile, so its bits depend on neither the tile nor the rows beside it.
 #pragma once
-#include "common.cuh"
+#include "elements.cuh"
 
 constexpr int DEPTH = 32;
 
@@ -12,10 +12,7 @@ constexpr int DEPTH = 32;
 #define SMALL 32, 32, 128
 #define LARGE 64, 64, 256
 
-// The block's tile, of a grid of them row by row: where it begins.
-struct Place {
-  int i, j;
-};
+// Where the block's tile begins, of a grid of them row by row.
 template <int BM, int BN>
 DEVICE Place tile_place(int tile, int columns) {
   const int column_tiles = (columns + BN - 1) / BN;
@@ -31,6 +28,12 @@ DEVICE float rounded(float v) {
 #else
   return v;
 #endif
+}
+
+template <int N>
+DEVICE void round_all(float (&v)[N]) {
+  UNROLL
+  for (int n = 0; n < N; ++n) v[n] = rounded(v[n]);
 }
 
 // An operand in memory. ALONG: p[i * ld + k]; otherwise p[k * ld + i]. Of the dimension that is contiguous, whole
@@ -129,7 +132,7 @@ struct Product {
     }
   }
 
-  static constexpr int elements = TM * TN;
+  static constexpr int elements = TM * TN, NEIGHBOURS = 1;
   static DEVICE Place place_of(int e) {
     return {static_cast<int>(threadIdx.x) / COLUMNS + e / TN * (BM / TM),
             static_cast<int>(threadIdx.x) % COLUMNS + e % TN * COLUMNS};
@@ -175,7 +178,7 @@ struct Product {
 #endif
   }
 
-  static constexpr int elements = TM * TN * 4;
+  static constexpr int elements = TM * TN * 4, NEIGHBOURS = 2;
   static DEVICE Place place_of(int e) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, i = e / 4 / TN, j = e / 4 % TN;
     return {warp / WARPS_N * TM * 16 + lane / 4 + 16 * i + e % 4 / 2 * 8,
@@ -184,42 +187,9 @@ struct Product {
   DEVICE float& element(int e) { return c[e / 4 / TN][e / 4 % TN][e % 4]; }
 #endif
 
-  // f(i, j, e) of each element of the tile that this thread holds, its e-th.
-  template <typename F>
-  static DEVICE void each_place(F f) {
-    UNROLL
-    for (int e = 0; e < elements; ++e) f(place_of(e).i, place_of(e).j, e);
-  }
-  // f(i, j, c, e) of each.
-  template <typename F>
-  DEVICE void each(F f) {
-    each_place([&](int i, int j, int e) { f(i, j, element(e), e); });
-  }
-  // What is read at each place beside the sums, read(i, j): before they are made where tiles are small, since then it
-  // is latency that counts; else when it is asked for, since it would take the registers of another block.
-  template <typename F>
-  struct Beside {
-    static constexpr bool AHEAD = BM == 32;
-    F read;
-    decltype(read(0, 0)) kept[AHEAD ? elements : 1];
-
-    DEVICE Beside(F f) : read(f) {
-      if constexpr (AHEAD) each_place([&](int i, int j, int e) { kept[e] = read(i, j); });
-    }
-    DEVICE auto operator()(int i, int j, int e) const {
-      if constexpr (AHEAD) return kept[e];
-      return read(i, j);
-    }
-  };
-  template <typename F>
-  static DEVICE Beside<F> beside(F read) {
-    return Beside<F>(read);
-  }
-  // Begin the sums with f(i, j).
-  template <typename F>
-  DEVICE void begin_with(F f) {
-    each_place([&](int i, int j, int e) { element(e) = f(i, j); });
-  }
+  // Whether what is needed beside the sums is to be read before they are made: where tiles are small, since it is
+  // latency that counts there. Else it would take the registers of another block.
+  static constexpr bool READ_AHEAD = BM == 32;
 
   // Add the tile at (i0, j0). `shared` holds STAGES * stage_floats; on_stage(a_tile, b_tile) sees each stage in order,
   // the rest of the last one zero. Of the operand `early`, which the launch before does not write, the first stages are

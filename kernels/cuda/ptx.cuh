@@ -42,6 +42,19 @@ DEVICE float from_bits(u32 v) { return __uint_as_float(v); }
 DEVICE u32 multiply_high(u32 a, u32 b) { return __umulhi(a, b); }
 DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 DEVICE float reciprocal_root(float v) { return rsqrtf(v); }
+// sqrtf and a / b but for the last place; what overflows or is zero where b is tiny or vast is not looked after, so
+// that neither branches.
+DEVICE float root(float v) {
+  float r;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+}
+DEVICE float quotient(float a, float b) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(b));
+  const float q = a * r;
+  return __fmaf_rn(r, __fmaf_rn(-q, b, a), q);
+}
 DEVICE bool is_finite(double v) { return isfinite(v); }
 
 // Copy 16 bytes to shared memory in the background, or zeros when not `valid`.

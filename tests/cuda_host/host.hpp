@@ -14,6 +14,9 @@
 struct Index {  // grids and blocks are rows
   unsigned x;
 };
+struct alignas(8) float2 {
+  float x, y;
+};
 struct alignas(16) float4 {
   float x, y, z, w;
 };
@@ -92,6 +95,8 @@ DEVICE float from_bits(u32 b) {
 DEVICE u32 multiply_high(u32 a, u32 b) { return static_cast<u32>(static_cast<u64>(a) * b >> 32); }
 DEVICE float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
 DEVICE float reciprocal_root(float v) { return 1.0f / sqrtf(v); }
+DEVICE float root(float v) { return sqrtf(v); }
+DEVICE float quotient(float a, float b) { return a / b; }
 DEVICE bool is_finite(double v) { return std::isfinite(v); }
 
 DEVICE void copy_async(float* shared, const float* from, bool valid) { host::copy_async(shared, from, valid); }
