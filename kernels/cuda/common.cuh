@@ -135,6 +135,25 @@ DEVICE T warp_sum(T v) {
   return v;
 }
 
+// The sums of N values over LANES neighbouring lanes, the i-th in the i-th of N groups of them: each step leaves a lane
+// half of the values.
+template <int LANES, int N>
+DEVICE float scattered_sum(const float (&v)[N]) {
+  if constexpr (N > 1) {
+    const bool upper = threadIdx.x & (LANES / 2);
+    float half[N / 2];
+    UNROLL
+    for (int i = 0; i < N / 2; ++i)
+      half[i] = (upper ? v[N / 2 + i] : v[i]) + shuffle_xor(upper ? v[i] : v[N / 2 + i], LANES / 2);
+    return scattered_sum<LANES / 2>(half);
+  } else {
+    float sum = v[0];
+    UNROLL
+    for (int distance = LANES / 2; distance; distance /= 2) sum += shuffle_xor(sum, distance);
+    return sum;
+  }
+}
+
 // The sum over a block, the same bits in every thread. `scratch` holds 32 of them.
 template <typename T>
 DEVICE T block_sum(T v, T* scratch) {

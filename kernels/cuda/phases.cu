@@ -108,7 +108,15 @@ struct alignas(4 * ROWS) Pair {
   float of[ROWS];
 };
 
-DEVICE float4 rounded(const float4& v) { return {rounded(v.x), rounded(v.y), rounded(v.z), rounded(v.w)}; }
+// Rounded as tiles would round it, and not only where it is used.
+DEVICE float rounded_now(float v) {
+  v = rounded(v);
+  settle(v);
+  return v;
+}
+DEVICE float4 rounded_now(const float4& v) {
+  return {rounded_now(v.x), rounded_now(v.y), rounded_now(v.z), rounded_now(v.w)};
+}
 
 // sum += factor * w, of four columns; sum += d . w
 DEVICE void add_multiple(float4& sum, float factor, const float4& w) {
@@ -126,8 +134,8 @@ DEVICE void add_product(float& sum, const float4& d, const float4& w) {
 
 struct SampleRows {
   Matrix h, w_heads, heads, z, w, y;  // h (M, H), heads (M, 2 J), z (R, J), y (R, fan_out)
-  float *eps, *kl;
-  int draws, rows, hidden, latent_dim, fan_out, activation, sampled;  // sampled: kl of each draw, as in latent.cu
+  float *eps, *kl;  // kl (M, J) or, sampled, (R, J): the terms of each dimension, as in latent.cu
+  int draws, rows, hidden, latent_dim, fan_out, activation, sampled;
   int slices, length;  // H in slices of a multiple of HEADS_AHEAD, each of which so many threads sum as are for 2 J
   u64 seed;
   const Loop* loop;
@@ -136,8 +144,8 @@ struct SampleRows {
 constexpr int HEADS_AHEAD = 10, LATENT_AHEAD = 20;  // weights of a thread that are asked for at once
 
 // Shared memory: parts of the heads [ROWS][slices][2 J, an odd number of fours], h [slices * length, whole fours] and z
-// [L][J, whole LATENT_AHEAD] of both rows, zero beyond their widths; noise [L][ROWS][J], where then the terms of kl
-// are. A block asks for its weights, all of them where they are not too many, while the launch before runs.
+// [L][J, whole LATENT_AHEAD] of both rows, zero beyond their widths; noise [L][ROWS][J]. A block asks for its weights,
+// all of them where they are not too many, while the launch before runs.
 //
 // Grid: one block per ROWS rows of the minibatch.
 AHEAD_KERNEL(sample_rows, ROW_THREADS, SampleRows) {
@@ -158,7 +166,7 @@ AHEAD_KERNEL(sample_rows, ROW_THREADS, SampleRows) {
       w_heads[u] = read_early(reinterpret_cast<const float4*>(args.w_heads.p + (k * heads_ld + four)));
     }
     UNROLL
-    for (int u = 0; u < HEADS_AHEAD; ++u) w_heads[u] = rounded(w_heads[u]);
+    for (int u = 0; u < HEADS_AHEAD; ++u) w_heads[u] = rounded_now(w_heads[u]);
   };
   float w[LATENT_AHEAD], b;
   auto ask_rows = [&](int column, int j0) {
@@ -169,7 +177,7 @@ AHEAD_KERNEL(sample_rows, ROW_THREADS, SampleRows) {
       w[u] = read_early(args.w.p + (j * w_ld + column));
     }
     UNROLL
-    for (int u = 0; u < LATENT_AHEAD; ++u) w[u] = rounded(w[u]);
+    for (int u = 0; u < LATENT_AHEAD; ++u) w[u] = rounded_now(w[u]);
   };
   // threads that add up the parts of mu and logvar of one row and dimension
   constexpr int SHARERS = 8, DIMENSIONS = ROW_THREADS / ROWS / SHARERS;
@@ -251,13 +259,13 @@ AHEAD_KERNEL(sample_rows, ROW_THREADS, SampleRows) {
     const float sd = expf(0.5f * logvar), twice_kl = mu * mu + exp_minus_1_minus(logvar, expf(logvar));
     ROLLED
     for (int l = sharer; l < args.draws; l += SHARERS) {
-      const i64 row = static_cast<i64>(l) * args.rows + m0 + r;
-      float& place = noise[(l * ROWS + r) * n + j];
-      const float eps = place, sample = mu + sd * eps;
+      const int row = l * args.rows + m0 + r;
+      const float eps = noise[(l * ROWS + r) * n + j], sample = mu + sd * eps;
       z[l * z_ld + j].of[r] = rounded(sample);
-      place = args.sampled ? sample * sample - eps * eps - logvar : twice_kl;
       args.eps[row * n + j] = eps;
       args.z.p[row * args.z.ld + j] = sample;
+      if (args.sampled || l == 0)
+        args.kl[row * n + j] = 0.5f * (args.sampled ? sample * sample - eps * eps - logvar : twice_kl);
     }
     if (sharer < 2) args.heads.p[(m0 + r) * args.heads.ld + sharer * n + j] = sharer ? logvar : mu;
   }
@@ -279,21 +287,13 @@ AHEAD_KERNEL(sample_rows, ROW_THREADS, SampleRows) {
         }
       }
       UNROLL
+      for (int i = 0; i < ROWS; ++i) sum[i] += b;
+      activate_all(args.activation, sum);
+      float* y = args.y.p + (static_cast<i64>(l) * args.rows + m0) * args.y.ld + column;
+      UNROLL
       for (int i = 0; i < ROWS; ++i)
-        if (m0 + i < args.rows)
-          args.y.p[(static_cast<i64>(l) * args.rows + m0 + i) * args.y.ld + column] =
-              rounded(activate(args.activation, sum[i] + b));
+        if (m0 + i < args.rows) y[i * args.y.ld] = rounded(sum[i]);
     }
-  }
-  ROLLED
-  for (int q = warp; q < (args.sampled ? args.draws : 1) * ROWS; q += ROW_WARPS) {
-    const int l = q / ROWS, m = m0 + q % ROWS;
-    if (m >= args.rows) continue;
-    float twice_kl = 0.0f;
-    ROLLED
-    for (int j = lane; j < n; j += 32) twice_kl += noise[q * n + j];
-    twice_kl = warp_sum(twice_kl);
-    if (lane == 0) args.kl[static_cast<i64>(l) * args.rows + m] = 0.5f * twice_kl;
   }
 }
 
@@ -385,10 +385,7 @@ struct OutputBackward {
 // Grid: the tiles of dh, and one block behind them for the statistics.
 template <int BM, int BN, int THREADS>
 DEVICE void output_backward_tile(const OutputBackward& args, float* shared) {
-  if (blockIdx.x + 1 == gridDim.x) {
-    wait_for_launch_before();
-    return sum_statistics<THREADS>(args.statistics, shared);
-  }
+  if (blockIdx.x + 1 == gridDim.x) return sum_statistics<THREADS>(args.statistics, shared);
   input_gradient_tile<BM, BN, THREADS>(args.gradient, blockIdx.x, shared);
 }
 AHEAD_KERNEL(output_backward_small, 128, OutputBackward) {
@@ -408,31 +405,41 @@ struct SampleBackward {
 };
 
 // Grid: one block per ROWS rows of the minibatch. Shared memory: dheads [ROWS][2 J, padded], dy [ROWS][fan_out, padded]
-// of one draw, heads [ROWS][2 J], eps and dz [L][ROWS][J]. Weights are asked for as in sample_rows.
+// of one draw, [ROWS][J] of what the KL divergence and its gradient want, noise [L][ROWS][J]. Weights are asked for as
+// in sample_rows.
 AHEAD_KERNEL(sample_backward, ROW_THREADS, SampleBackward) {
   SHARED_FLOATS(dheads);
-  const int m0 = blockIdx.x * ROWS, n = args.latent_dim, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  struct Latent {
+    float mu, sd, of_kl;  // twice the derivative of the KL divergence by logvar, 1 apart from kl_scale
+  };
+  const int m0 = blockIdx.x * ROWS, n = args.latent_dim, thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
   const int heads_ld = static_cast<int>(args.dheads.ld), dy_ld = static_cast<int>(args.dy.ld);
-  float *dy = dheads + ROWS * heads_ld, *heads = dy + ROWS * dy_ld, *eps = heads + ROWS * 2 * n;
-  float* dz = eps + args.draws * ROWS * n;
+  const int w_ld = static_cast<int>(args.w.ld), w_heads_ld = static_cast<int>(args.w_heads.ld);
+  float* dy = dheads + ROWS * heads_ld;
+  Latent* latent = reinterpret_cast<Latent*>(dy + ROWS * dy_ld);
+  float* noise = reinterpret_cast<float*>(latent + ROWS * n);
 
   // a warp sums two columns of dz: lanes side by side along fan_out
-  constexpr int COLUMNS = 2, WARPS = ROW_THREADS / 32, DZ_AHEAD = 4;
+  constexpr int COLUMNS = 2, DZ_AHEAD = 4, DZ_STEP = 4 * 32 * DZ_AHEAD;
   float4 w[COLUMNS][DZ_AHEAD];
   auto ask_dz = [&](int j0, int k0) {
     UNROLL
     for (int c = 0; c < COLUMNS; ++c) {
       UNROLL
       for (int u = 0; u < DZ_AHEAD; ++u) {
-        const int j = j0 + c * WARPS, k = k0 + 4 * (32 * u + lane);
-        w[c][u] = early_four_at(args.w.p, j * args.w.ld + k, j < n && k < args.fan_out);
+        const int j = j0 + c * ROW_WARPS, k = k0 + 4 * (32 * u + lane);
+        w[c][u] = early_four_at(args.w.p, j * w_ld + k, j < n && k < args.fan_out);
       }
+    }
+    UNROLL
+    for (int c = 0; c < COLUMNS; ++c) {
+      UNROLL
+      for (int u = 0; u < DZ_AHEAD; ++u) w[c][u] = rounded_now(w[c][u]);
     }
   };
   // two lanes sum a row of dh, side by side along the heads; a block does several hundred rows at once
   constexpr int LANES = 2, STEP = ROW_THREADS / LANES, DH_ROWS = 2, DH_AHEAD = 5;
-  static_assert(ROWS <= LANES, "a lane stores a row of the minibatch");
-  const int dh_row = threadIdx.x / LANES, part = lane % LANES;
+  const int dh_row = thread / LANES, part = lane % LANES;
   float4 w_heads[DH_ROWS][DH_AHEAD];
   auto ask_dh = [&](int k0, int c0) {
     UNROLL
@@ -440,112 +447,125 @@ AHEAD_KERNEL(sample_backward, ROW_THREADS, SampleBackward) {
       UNROLL
       for (int u = 0; u < DH_AHEAD; ++u) {
         const int k = k0 + i * STEP + dh_row, c = c0 + 4 * (LANES * u + part);
-        w_heads[i][u] = early_four_at(args.w_heads.p, k * args.w_heads.ld + c, k < args.hidden && c < 2 * n);
+        w_heads[i][u] = early_four_at(args.w_heads.p, k * w_heads_ld + c, k < args.hidden && c < 2 * n);
       }
+    }
+    UNROLL
+    for (int i = 0; i < DH_ROWS; ++i) {
+      UNROLL
+      for (int u = 0; u < DH_AHEAD; ++u) w_heads[i][u] = rounded_now(w_heads[i][u]);
+    }
+  };
+  static_assert(ROWS == LANES, "a lane stores a row of the minibatch");
+  const bool stores = m0 + part < args.rows;
+  float h[DH_ROWS];
+  auto ask_h = [&](int k0) {
+    UNROLL
+    for (int i = 0; i < DH_ROWS; ++i) {
+      const int k = k0 + i * STEP + dh_row;
+      h[i] = early_at(args.h.p, (m0 + part) * args.h.ld + k, stores && k < args.hidden);
     }
   };
   ask_dz(warp, 0);
   ask_dh(0, 0);
-  for (int e = threadIdx.x; e < ROWS * 2 * n; e += ROW_THREADS) {
-    const int m = m0 + e / (2 * n);
-    heads[e] = early_at(args.heads.p, m * args.heads.ld + e % (2 * n), m < args.rows);
-  }
-  for (int e = threadIdx.x; e < args.draws * ROWS * n; e += ROW_THREADS) {
-    const int m = m0 + e / n % ROWS;
-    const i64 row = static_cast<i64>(e / n / ROWS) * args.rows + m;
-    eps[e] = early_at(args.eps, row * n + e % n, m < args.rows);
-  }
-  if (!backward_goes_on(args.loop)) return;
-  if (blockIdx.x == 0 && threadIdx.x == 0) args.loop->step += 1;
-
-  for (int l = 0; l < args.draws; ++l) {
-    block_barrier();  // dy may still be read
-    for (int e = 4 * threadIdx.x; e < ROWS * dy_ld; e += 4 * ROW_THREADS) {
-      const int m = m0 + e / dy_ld;
-      const i64 row = static_cast<i64>(l) * args.rows + m;
-      const float4 v = early_four_at(args.dy.p, row * args.dy.ld + e % dy_ld, m < args.rows);
-      *reinterpret_cast<float4*>(dy + e) = {rounded(v.x), rounded(v.y), rounded(v.z), rounded(v.w)};
+  ask_h(0);
+  ROLLED
+  for (int e = thread; e < ROWS * heads_ld; e += ROW_THREADS) dheads[e] = 0.0f;
+  ROLLED
+  for (int q = warp; q < args.draws * ROWS; q += ROW_WARPS) {
+    const int l = q / ROWS, r = q % ROWS, m = m0 + r;
+    ROLLED
+    for (int j = lane; j < n && m < args.rows; j += 32) {
+      noise[q * n + j] = read_early(args.eps + (l * args.rows + m) * n + j);
+      if (l > 0) continue;
+      const float* heads = args.heads.p + m * args.heads.ld + j;
+      const float mu = read_early(heads), v = read_early(heads + n);
+      const float of_kl = args.sampled ? static_cast<float>(-args.draws) : exp_minus_1_minus(v, expf(v)) + v;
+      latent[r * n + j] = {mu, expf(0.5f * v), of_kl};
     }
+  }
+  const i64 step = read_early(&args.loop->step);
+  wait_for_launch_before();
+  const bool over = backward_is_over(args.loop);  // asked for beside dy
+  const float kl_scale = args.loop->now.kl_scale;
+
+  ROLLED
+  for (int l = 0; l < args.draws; ++l) {
+    if (l > 0) block_barrier();  // dy may still be read
+    constexpr int SHARERS = ROW_THREADS / ROWS;
+    const int r = warp / (ROW_WARPS / ROWS), m = m0 + r;
+    ROLLED
+    for (int k = thread % SHARERS * 4; k < dy_ld; k += SHARERS * 4) {
+      float4 v = {0.0f, 0.0f, 0.0f, 0.0f};
+      if (m < args.rows)
+        v = *reinterpret_cast<const float4*>(args.dy.p + (static_cast<i64>(l) * args.rows + m) * args.dy.ld + k);
+      *reinterpret_cast<float4*>(dy + r * dy_ld + k) = {rounded(v.x), rounded(v.y), rounded(v.z), rounded(v.w)};
+    }
+    if (over) return;
+    if (blockIdx.x == 0 && thread == 0 && l == 0) args.loop->step = step + 1;
     block_barrier();
-    for (int j0 = warp; j0 < n; j0 += COLUMNS * WARPS) {
-      float sum[COLUMNS][ROWS] = {};
-      for (int k0 = 0; k0 < args.fan_out; k0 += 4 * 32 * DZ_AHEAD) {
+    ROLLED
+    for (int j0 = warp; j0 < n; j0 += COLUMNS * ROW_WARPS) {
+      float sum[COLUMNS * ROWS] = {};
+      ROLLED
+      for (int k0 = 0; k0 < args.fan_out; k0 += DZ_STEP) {
         if (l > 0 || j0 > warp || k0 > 0) ask_dz(j0, k0);
         UNROLL
         for (int u = 0; u < DZ_AHEAD; ++u) {
-          const int k = k0 + 4 * (32 * u + lane);
-          if (k >= args.fan_out) continue;
+          const int k = k0 + 4 * (32 * u + lane), at = k < dy_ld ? k : 0;  // w is zero there
           UNROLL
-          for (int r = 0; r < ROWS; ++r) {
-            const float4 d = *reinterpret_cast<const float4*>(dy + r * dy_ld + k);
+          for (int i = 0; i < ROWS; ++i) {
+            const float4 d = *reinterpret_cast<const float4*>(dy + i * dy_ld + at);
             UNROLL
-            for (int c = 0; c < COLUMNS; ++c) add_product(sum[c][r], d, w[c][u]);
+            for (int c = 0; c < COLUMNS; ++c) add_product(sum[c * ROWS + i], d, w[c][u]);
           }
         }
       }
-      UNROLL
-      for (int c = 0; c < COLUMNS; ++c) {
-        UNROLL
-        for (int r = 0; r < ROWS; ++r) {
-          const int j = j0 + c * WARPS;
-          const float total = warp_sum(sum[c][r]);
-          if (lane == 0 && j < n) dz[(l * ROWS + r) * n + j] = total;
-        }
-      }
+      const float dz = scattered_sum<32>(sum);
+      constexpr int OF_SUM = 32 / (COLUMNS * ROWS);  // lanes with the same one
+      const int i = lane / OF_SUM % ROWS, j = j0 + lane / OF_SUM / ROWS * ROW_WARPS;
+      if (lane % OF_SUM > 0 || j >= n || m0 + i >= args.rows) continue;
+      const Latent at = latent[i * n + j];
+      const float eps = noise[(l * ROWS + i) * n + j];
+      const float d = args.sampled ? dz - kl_scale * (at.mu + at.sd * eps) : dz;
+      float &dmu = dheads[i * heads_ld + j], &dlogvar = dheads[i * heads_ld + n + j];  // at first sums over the draws
+      dmu += d;
+      dlogvar += d * eps;
+      if (l + 1 < args.draws) continue;
+      const float by_mu = args.sampled ? dmu : dmu - kl_scale * at.mu;
+      const float by_logvar = 0.5f * (at.sd * dlogvar - kl_scale * at.of_kl);
+      float* to = args.dheads.p + (m0 + i) * args.dheads.ld + j;
+      to[0] = by_mu, to[n] = by_logvar;
+      dmu = rounded(by_mu), dlogvar = rounded(by_logvar);
     }
   }
   block_barrier();
 
-  for (int e = threadIdx.x; e < ROWS * heads_ld; e += ROW_THREADS) dheads[e] = 0.0f;
-  block_barrier();
-  for (int e = threadIdx.x; e < ROWS * n; e += ROW_THREADS) {
-    const int r = e / n, j = e % n, m = m0 + r;
-    if (m >= args.rows) continue;
-    const float kl_scale = args.loop->now.kl_scale, mu = heads[r * 2 * n + j], v = heads[r * 2 * n + n + j];
-    const float sd = expf(0.5f * v);
-    float dz_sum = 0.0f, dz_eps = 0.0f;
-    for (int l = 0; l < args.draws; ++l) {
-      const float noise = eps[(l * ROWS + r) * n + j];
-      float d = dz[(l * ROWS + r) * n + j];
-      if (args.sampled) d -= kl_scale * (mu + sd * noise);
-      dz_sum += d;
-      dz_eps += d * noise;
-    }
-    const float dmu = args.sampled ? dz_sum : dz_sum - kl_scale * mu;
-    const float of_kl = args.sampled ? static_cast<float>(-args.draws) : exp_minus_1_minus(v, expf(v)) + v;
-    const float dlogvar = 0.5f * (sd * dz_eps - kl_scale * of_kl);
-    args.dheads.p[m * args.dheads.ld + j] = dmu;
-    args.dheads.p[m * args.dheads.ld + n + j] = dlogvar;
-    dheads[r * heads_ld + j] = rounded(dmu);
-    dheads[r * heads_ld + n + j] = rounded(dlogvar);
-  }
-  block_barrier();
-
+  ROLLED
   for (int k0 = 0; k0 < args.hidden; k0 += DH_ROWS * STEP) {
-    float sum[DH_ROWS][ROWS] = {};
+    float sum[DH_ROWS][ROWS] = {}, total[DH_ROWS];
+    ROLLED
     for (int c0 = 0; c0 < 2 * n; c0 += 4 * LANES * DH_AHEAD) {
       if (k0 > 0 || c0 > 0) ask_dh(k0, c0);
       UNROLL
       for (int u = 0; u < DH_AHEAD; ++u) {
-        const int c = c0 + 4 * (LANES * u + part);
-        if (c >= 2 * n) continue;
+        const int c = c0 + 4 * (LANES * u + part), at = c < heads_ld ? c : 0;
         UNROLL
         for (int r = 0; r < ROWS; ++r) {
-          const float4 d = *reinterpret_cast<const float4*>(dheads + r * heads_ld + c);
+          const float4 d = *reinterpret_cast<const float4*>(dheads + r * heads_ld + at);
           UNROLL
           for (int i = 0; i < DH_ROWS; ++i) add_product(sum[i][r], d, w_heads[i][u]);
         }
       }
     }
+    if (k0 > 0) ask_h(k0);
+    UNROLL
+    for (int i = 0; i < DH_ROWS; ++i) total[i] = scattered_sum<LANES>(sum[i]);
+    times_slope(args.activation, total, h);
     UNROLL
     for (int i = 0; i < DH_ROWS; ++i) {
       const int k = k0 + i * STEP + dh_row;
-      UNROLL
-      for (int r = 0; r < ROWS; ++r) {
-        for (int distance = LANES / 2; distance; distance /= 2) sum[i][r] += shuffle_xor(sum[i][r], distance);
-        if (part == r && k < args.hidden && m0 + r < args.rows)
-          args.dh.p[(m0 + r) * args.dh.ld + k] = sum[i][r] * slope(args.activation, args.h.p[(m0 + r) * args.h.ld + k]);
-      }
+      if (stores && k < args.hidden) args.dh.p[(m0 + part) * args.dh.ld + k] = total[i];
     }
   }
 }

@@ -101,8 +101,7 @@ def _sample_bytes(hidden: int, latent_dim: int, draws: int) -> int:
 
 
 def _sample_backward_bytes(latent_dim: int, fan_out: int, draws: int) -> int:
-    n = 2 * latent_dim
-    return 4 * _ROWS * (leading(n) + leading(fan_out) + n + n * draws)
+    return 4 * _ROWS * (leading(2 * latent_dim) + leading(fan_out) + (3 + draws) * latent_dim)
 
 
 def sample_fits(encoder: tuple[Layer, ...], decoder: tuple[Layer, ...], rows: int, draws: int) -> bool:

@@ -69,7 +69,7 @@ class Step:
         yield from self._forward(decoder[together:-1], inputs(decoder, self.work.z)[together:], all_rows)
         yield from self._compare()
 
-        yield self._output_backward()
+        yield self._output_backward(self.network.latent_dim if together else 1)
         yield from backward(decoder[:-1], all_rows, activation=self.network.activation, **self._plain)
         if together:
             yield phases.sample_backward(self._sample, activation=self.network.activation, **sides)
@@ -145,7 +145,7 @@ class Step:
             yield from self._forward([layer], [h], all_rows)
             yield likelihood(self.network, out=layer.y, dout=layer.dy, **shared)
 
-    def _output_backward(self) -> Launch:
+    def _output_backward(self, kl_parts: int) -> Launch:
         """Gradient below the decoder's heads, and the statistics."""
         work, all_rows = self.work, self.draws * self.rows
         parts = phases.output_tiles(self.network, all_rows) if phases.output_layer_fits(self.network) else 1
@@ -154,13 +154,14 @@ class Step:
             work.decoder[-1],
             below.dy if below else work.dz,
             all_rows,
-            self._statistics(parts * all_rows),
+            self._statistics(parts * all_rows, kl_parts),
             h=below.y if below else NOWHERE,
             activation=self.network.activation,
             precision=self.precision,
         )
 
-    def _statistics(self, terms: int) -> Statistics:
+    def _statistics(self, terms: int, kl_parts: int = 1) -> Statistics:
+        kl_rows = self.draws * self.rows if self.sampled else self.rows
         return Statistics(
             log_px=self.terms,
             kl=self.work.kl,
@@ -168,7 +169,8 @@ class Step:
             steps=self.tables.steps,
             terms=terms,
             all_rows=self.draws * self.rows,
-            kl_terms=self.draws * self.rows if self.sampled else self.rows,
+            kl_terms=kl_parts * kl_rows,
+            kl_rows=kl_rows,
             loop=self.tables.loop,
         )
 
