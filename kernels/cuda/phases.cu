@@ -165,6 +165,8 @@ AHEAD_KERNEL(sample_rows, ROW_THREADS, SampleRows) {
       const int k = k0 + u < args.hidden ? k0 + u : args.hidden;  // h is zero there
       w_heads[u] = read_early(reinterpret_cast<const float4*>(args.w_heads.p + (k * heads_ld + four)));
     }
+  };
+  auto round_heads = [&] {
     UNROLL
     for (int u = 0; u < HEADS_AHEAD; ++u) w_heads[u] = rounded_now(w_heads[u]);
   };
@@ -176,6 +178,8 @@ AHEAD_KERNEL(sample_rows, ROW_THREADS, SampleRows) {
       const int j = j0 + u < n ? j0 + u : n;  // z is zero there
       w[u] = read_early(args.w.p + (j * w_ld + column));
     }
+  };
+  auto round_rows = [&] {
     UNROLL
     for (int u = 0; u < LATENT_AHEAD; ++u) w[u] = rounded_now(w[u]);
   };
@@ -200,6 +204,8 @@ AHEAD_KERNEL(sample_rows, ROW_THREADS, SampleRows) {
   }
   ROLLED
   for (int e = thread; e < args.draws * z_ld; e += ROW_THREADS) z[e] = {};
+  round_heads();
+  round_rows();
   wait_for_launch_before();
   if (over) return;
 
@@ -220,7 +226,7 @@ AHEAD_KERNEL(sample_rows, ROW_THREADS, SampleRows) {
     float4 sum[ROWS] = {};
     ROLLED
     for (int k0 = slice * args.length, end = k0 + args.length, k = k0; k < end; k += HEADS_AHEAD) {
-      if (k > k0) ask_heads(k);
+      if (k > k0) ask_heads(k), round_heads();
       UNROLL
       for (int u = 0; u < HEADS_AHEAD; ++u) {
         const Pair pair = h[k + u];
@@ -278,7 +284,7 @@ AHEAD_KERNEL(sample_rows, ROW_THREADS, SampleRows) {
       float sum[ROWS] = {};
       ROLLED
       for (int j0 = 0; j0 < n; j0 += LATENT_AHEAD) {
-        if (column > thread || l > 0 || j0 > 0) ask_rows(column, j0);
+        if (column > thread || l > 0 || j0 > 0) ask_rows(column, j0), round_rows();
         UNROLL
         for (int u = 0; u < LATENT_AHEAD; ++u) {
           const Pair pair = z[l * z_ld + j0 + u];
@@ -397,6 +403,11 @@ AHEAD_KERNEL(output_backward_large, 256, OutputBackward) {
   output_backward_tile<LARGE>(args, shared);
 }
 
+// A warp sums two columns of dz, lanes side by side along fan_out. Two lanes sum a row of dh, side by side along the
+// heads, and several hundred of them two rows each.
+constexpr int COLUMNS = 2, DZ_AHEAD = 4, DZ_STEP = 4 * 32 * DZ_AHEAD;
+constexpr int LANES = 2, DH_STEP = ROW_THREADS / LANES, DH_ROWS = 2, DH_AHEAD = 5, DH_COLUMNS = 4 * LANES * DH_AHEAD;
+
 struct SampleBackward {
   Matrix dy, w, heads, dheads, w_heads, h, dh;  // dy (R, fan_out), heads and dheads (M, 2 J), h and dh (M, H)
   const float* eps;
@@ -404,52 +415,63 @@ struct SampleBackward {
   Loop* loop;
 };
 
-// Grid: one block per ROWS rows of the minibatch. Shared memory: dheads [ROWS][2 J, padded], dy [ROWS][fan_out, padded]
-// of one draw, [ROWS][J] of what the KL divergence and its gradient want, noise [L][ROWS][J]. Weights are asked for as
-// in sample_rows.
+// Grid: one block per ROWS rows of the minibatch. Shared memory: dheads [ROWS][2 J, whole DH_COLUMNS], dy [ROWS]
+// [fan_out, whole DZ_STEP] of one draw, both zero beyond their widths; [ROWS][J] of what the gradient by the heads
+// wants, noise [L][ROWS][J], and of the loop what all read. Weights are asked for as in sample_rows.
 AHEAD_KERNEL(sample_backward, ROW_THREADS, SampleBackward) {
   SHARED_FLOATS(dheads);
+  struct Now {
+    int complete;
+    float kl_scale;
+  };
   struct Latent {
-    float mu, sd, of_kl;  // twice the derivative of the KL divergence by logvar, 1 apart from kl_scale
+    float mu, sd, of_kl;  // of_kl: twice the KL divergence's derivative by logvar
   };
   const int m0 = blockIdx.x * ROWS, n = args.latent_dim, thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
-  const int heads_ld = static_cast<int>(args.dheads.ld), dy_ld = static_cast<int>(args.dy.ld);
+  const int heads_ld = (2 * n + DH_COLUMNS - 1) / DH_COLUMNS * DH_COLUMNS;
+  const int dy_ld = (args.fan_out + DZ_STEP - 1) / DZ_STEP * DZ_STEP;
   const int w_ld = static_cast<int>(args.w.ld), w_heads_ld = static_cast<int>(args.w_heads.ld);
+  const int h_ld = static_cast<int>(args.h.ld);
   float* dy = dheads + ROWS * heads_ld;
   Latent* latent = reinterpret_cast<Latent*>(dy + ROWS * dy_ld);
   float* noise = reinterpret_cast<float*>(latent + ROWS * n);
+  Now* now = reinterpret_cast<Now*>(noise + args.draws * ROWS * n);
 
-  // a warp sums two columns of dz: lanes side by side along fan_out
-  constexpr int COLUMNS = 2, DZ_AHEAD = 4, DZ_STEP = 4 * 32 * DZ_AHEAD;
   float4 w[COLUMNS][DZ_AHEAD];
   auto ask_dz = [&](int j0, int k0) {
+    settle(j0), settle(k0);  // else addresses of later turns are worked out before the first
     UNROLL
     for (int c = 0; c < COLUMNS; ++c) {
       UNROLL
       for (int u = 0; u < DZ_AHEAD; ++u) {
         const int j = j0 + c * ROW_WARPS, k = k0 + 4 * (32 * u + lane);
-        w[c][u] = early_four_at(args.w.p, j * w_ld + k, j < n && k < args.fan_out);
+        const int at = (j < n ? j : 0) * w_ld + (k < args.fan_out ? k : 0);  // dy is zero there, or dz of no concern
+        w[c][u] = read_early(reinterpret_cast<const float4*>(args.w.p + at));
       }
     }
+  };
+  auto round_dz = [&] {
     UNROLL
     for (int c = 0; c < COLUMNS; ++c) {
       UNROLL
       for (int u = 0; u < DZ_AHEAD; ++u) w[c][u] = rounded_now(w[c][u]);
     }
   };
-  // two lanes sum a row of dh, side by side along the heads; a block does several hundred rows at once
-  constexpr int LANES = 2, STEP = ROW_THREADS / LANES, DH_ROWS = 2, DH_AHEAD = 5;
   const int dh_row = thread / LANES, part = lane % LANES;
   float4 w_heads[DH_ROWS][DH_AHEAD];
   auto ask_dh = [&](int k0, int c0) {
+    settle(k0), settle(c0);
     UNROLL
     for (int i = 0; i < DH_ROWS; ++i) {
       UNROLL
       for (int u = 0; u < DH_AHEAD; ++u) {
-        const int k = k0 + i * STEP + dh_row, c = c0 + 4 * (LANES * u + part);
-        w_heads[i][u] = early_four_at(args.w_heads.p, k * w_heads_ld + c, k < args.hidden && c < 2 * n);
+        const int k = k0 + i * DH_STEP + dh_row, c = c0 + 4 * (LANES * u + part);
+        const int at = (k < args.hidden ? k : 0) * w_heads_ld + (c < 2 * n ? c : 0);  // likewise
+        w_heads[i][u] = read_early(reinterpret_cast<const float4*>(args.w_heads.p + at));
       }
     }
+  };
+  auto round_dh = [&] {
     UNROLL
     for (int i = 0; i < DH_ROWS; ++i) {
       UNROLL
@@ -462,8 +484,8 @@ AHEAD_KERNEL(sample_backward, ROW_THREADS, SampleBackward) {
   auto ask_h = [&](int k0) {
     UNROLL
     for (int i = 0; i < DH_ROWS; ++i) {
-      const int k = k0 + i * STEP + dh_row;
-      h[i] = early_at(args.h.p, (m0 + part) * args.h.ld + k, stores && k < args.hidden);
+      const int k = k0 + i * DH_STEP + dh_row;
+      h[i] = read_early(args.h.p + (stores && k < args.hidden ? (m0 + part) * h_ld + k : 0));
     }
   };
   ask_dz(warp, 0);
@@ -473,21 +495,27 @@ AHEAD_KERNEL(sample_backward, ROW_THREADS, SampleBackward) {
   for (int e = thread; e < ROWS * heads_ld; e += ROW_THREADS) dheads[e] = 0.0f;
   ROLLED
   for (int q = warp; q < args.draws * ROWS; q += ROW_WARPS) {
-    const int l = q / ROWS, r = q % ROWS, m = m0 + r;
+    const int row = q / ROWS * args.rows + m0 + q % ROWS;
     ROLLED
-    for (int j = lane; j < n && m < args.rows; j += 32) {
-      noise[q * n + j] = read_early(args.eps + (l * args.rows + m) * n + j);
-      if (l > 0) continue;
-      const float* heads = args.heads.p + m * args.heads.ld + j;
-      const float mu = read_early(heads), v = read_early(heads + n);
-      const float of_kl = args.sampled ? static_cast<float>(-args.draws) : exp_minus_1_minus(v, expf(v)) + v;
-      latent[r * n + j] = {mu, expf(0.5f * v), of_kl};
-    }
+    for (int j = lane; j < n && m0 + q % ROWS < args.rows; j += 32) noise[q * n + j] = read_early(args.eps + row * n + j);
   }
-  const i64 step = read_early(&args.loop->step);
+  // by other warps, beside it
+  const int last = ROW_WARPS - 1 - warp;
+  ROLLED
+  for (int j = lane; j < n && last < ROWS && m0 + last < args.rows; j += 32) {
+    const float* heads = args.heads.p + (m0 + last) * args.heads.ld + j;
+    const float mu = read_early(heads), v = read_early(heads + n);
+    const float of_kl = args.sampled ? static_cast<float>(-args.draws) : exp_minus_1_minus(v, expf(v)) + v;
+    latent[last * n + j] = {mu, expf(0.5f * v), of_kl};
+  }
+  round_dz();
+  round_dh();
   wait_for_launch_before();
-  const bool over = backward_is_over(args.loop);  // asked for beside dy
-  const float kl_scale = args.loop->now.kl_scale;
+  if (thread == ROW_THREADS - 1) {  // while others bring dy
+    const i64 step = args.loop->step;
+    *now = {args.loop->complete, args.loop->now.kl_scale};
+    if (blockIdx.x == 0 && now->complete) args.loop->step = step + 1;
+  }
 
   ROLLED
   for (int l = 0; l < args.draws; ++l) {
@@ -497,25 +525,24 @@ AHEAD_KERNEL(sample_backward, ROW_THREADS, SampleBackward) {
     ROLLED
     for (int k = thread % SHARERS * 4; k < dy_ld; k += SHARERS * 4) {
       float4 v = {0.0f, 0.0f, 0.0f, 0.0f};
-      if (m < args.rows)
+      if (m < args.rows && k < args.fan_out)
         v = *reinterpret_cast<const float4*>(args.dy.p + (static_cast<i64>(l) * args.rows + m) * args.dy.ld + k);
       *reinterpret_cast<float4*>(dy + r * dy_ld + k) = {rounded(v.x), rounded(v.y), rounded(v.z), rounded(v.w)};
     }
-    if (over) return;
-    if (blockIdx.x == 0 && thread == 0 && l == 0) args.loop->step = step + 1;
     block_barrier();
+    if (!now->complete) return;
     ROLLED
     for (int j0 = warp; j0 < n; j0 += COLUMNS * ROW_WARPS) {
       float sum[COLUMNS * ROWS] = {};
       ROLLED
       for (int k0 = 0; k0 < args.fan_out; k0 += DZ_STEP) {
-        if (l > 0 || j0 > warp || k0 > 0) ask_dz(j0, k0);
+        if (l > 0 || j0 > warp || k0 > 0) ask_dz(j0, k0), round_dz();
         UNROLL
         for (int u = 0; u < DZ_AHEAD; ++u) {
-          const int k = k0 + 4 * (32 * u + lane), at = k < dy_ld ? k : 0;  // w is zero there
+          const int k = k0 + 4 * (32 * u + lane);
           UNROLL
           for (int i = 0; i < ROWS; ++i) {
-            const float4 d = *reinterpret_cast<const float4*>(dy + i * dy_ld + at);
+            const float4 d = *reinterpret_cast<const float4*>(dy + i * dy_ld + k);
             UNROLL
             for (int c = 0; c < COLUMNS; ++c) add_product(sum[c * ROWS + i], d, w[c][u]);
           }
@@ -526,7 +553,7 @@ AHEAD_KERNEL(sample_backward, ROW_THREADS, SampleBackward) {
       const int i = lane / OF_SUM % ROWS, j = j0 + lane / OF_SUM / ROWS * ROW_WARPS;
       if (lane % OF_SUM > 0 || j >= n || m0 + i >= args.rows) continue;
       const Latent at = latent[i * n + j];
-      const float eps = noise[(l * ROWS + i) * n + j];
+      const float eps = noise[(l * ROWS + i) * n + j], kl_scale = now->kl_scale;
       const float d = args.sampled ? dz - kl_scale * (at.mu + at.sd * eps) : dz;
       float &dmu = dheads[i * heads_ld + j], &dlogvar = dheads[i * heads_ld + n + j];  // at first sums over the draws
       dmu += d;
@@ -542,17 +569,17 @@ AHEAD_KERNEL(sample_backward, ROW_THREADS, SampleBackward) {
   block_barrier();
 
   ROLLED
-  for (int k0 = 0; k0 < args.hidden; k0 += DH_ROWS * STEP) {
+  for (int k0 = 0; k0 < args.hidden; k0 += DH_ROWS * DH_STEP) {
     float sum[DH_ROWS][ROWS] = {}, total[DH_ROWS];
     ROLLED
-    for (int c0 = 0; c0 < 2 * n; c0 += 4 * LANES * DH_AHEAD) {
-      if (k0 > 0 || c0 > 0) ask_dh(k0, c0);
+    for (int c0 = 0; c0 < 2 * n; c0 += DH_COLUMNS) {
+      if (k0 > 0 || c0 > 0) ask_dh(k0, c0), round_dh();
       UNROLL
       for (int u = 0; u < DH_AHEAD; ++u) {
-        const int c = c0 + 4 * (LANES * u + part), at = c < heads_ld ? c : 0;
+        const int c = c0 + 4 * (LANES * u + part);
         UNROLL
         for (int r = 0; r < ROWS; ++r) {
-          const float4 d = *reinterpret_cast<const float4*>(dheads + r * heads_ld + at);
+          const float4 d = *reinterpret_cast<const float4*>(dheads + r * heads_ld + c);
           UNROLL
           for (int i = 0; i < DH_ROWS; ++i) add_product(sum[i][r], d, w_heads[i][u]);
         }
@@ -564,7 +591,7 @@ AHEAD_KERNEL(sample_backward, ROW_THREADS, SampleBackward) {
     times_slope(args.activation, total, h);
     UNROLL
     for (int i = 0; i < DH_ROWS; ++i) {
-      const int k = k0 + i * STEP + dh_row;
+      const int k = k0 + i * DH_STEP + dh_row;
       if (stores && k < args.hidden) args.dh.p[(m0 + part) * args.dh.ld + k] = total[i];
     }
   }

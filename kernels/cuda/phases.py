@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastvae.kernels import BINARIZE
-from fastvae.kernels.cuda.dense import ACTIVATIONS, DEPTH, INPUT_GRADIENT, SMALL, Layer, Tile, leading, tile_for
+from fastvae.kernels.cuda.dense import ACTIVATIONS, DEPTH, INPUT_GRADIENT, SMALL, Layer, Tile, tile_for
 from fastvae.kernels.cuda.gather import Dataset
 from fastvae.kernels.cuda.latent import Latent
 from fastvae.kernels.cuda.launch import ADDRESS, FLOAT, INT, MATRIX, WORD, Launch, Matrix, struct
@@ -41,7 +41,8 @@ _SAMPLE_BACKWARD = struct(
     dy=MATRIX, w=MATRIX, heads=MATRIX, dheads=MATRIX, w_heads=MATRIX, h=MATRIX, dh=MATRIX, eps=ADDRESS,
     draws=INT, rows=INT, hidden=INT, latent_dim=INT, fan_out=INT, activation=INT, sampled=INT, loop=ADDRESS,
 )  # fmt: skip
-_ROWS, _ROW_THREADS, _HEADS_AHEAD, _LATENT_AHEAD = 2, 512, 10, 20  # phases.cu's
+# phases.cu's
+_ROWS, _ROW_THREADS, _HEADS_AHEAD, _LATENT_AHEAD, _DZ_STEP, _DH_COLUMNS = 2, 512, 10, 20, 512, 40
 _SHARED_BYTES = 160 * 1024  # of the 163 KB that a block may have on sm_80
 # Rows up to which a block of two rows is preferred to tiles: more read the narrow weights too often. Not yet measured.
 _MOST_ROWS = 1024
@@ -101,7 +102,8 @@ def _sample_bytes(hidden: int, latent_dim: int, draws: int) -> int:
 
 
 def _sample_backward_bytes(latent_dim: int, fan_out: int, draws: int) -> int:
-    return 4 * _ROWS * (leading(2 * latent_dim) + leading(fan_out) + (3 + draws) * latent_dim)
+    dheads, dy = -(-2 * latent_dim // _DH_COLUMNS) * _DH_COLUMNS, -(-fan_out // _DZ_STEP) * _DZ_STEP
+    return 4 * _ROWS * (dheads + dy + (3 + draws) * latent_dim) + 8
 
 
 def sample_fits(encoder: tuple[Layer, ...], decoder: tuple[Layer, ...], rows: int, draws: int) -> bool:

@@ -41,6 +41,7 @@ DEVICE u32 bits(float v) { return __float_as_uint(v); }
 DEVICE float from_bits(u32 v) { return __uint_as_float(v); }
 // Work it out here: the compiler puts it off to where it is used, even behind a wait.
 DEVICE void settle(float& v) { asm volatile("" : "+f"(v)); }
+DEVICE void settle(int& v) { asm volatile("" : "+r"(v)); }
 DEVICE u32 multiply_high(u32 a, u32 b) { return __umulhi(a, b); }
 DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 DEVICE float reciprocal_root(float v) { return rsqrtf(v); }

@@ -93,6 +93,7 @@ DEVICE float from_bits(u32 b) {
   return v;
 }
 DEVICE void settle(float&) {}
+DEVICE void settle(int&) {}
 DEVICE u32 multiply_high(u32 a, u32 b) { return static_cast<u32>(static_cast<u64>(a) * b >> 32); }
 DEVICE float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
 DEVICE float reciprocal_root(float v) { return 1.0f / sqrtf(v); }
