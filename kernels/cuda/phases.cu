@@ -202,10 +202,10 @@ AHEAD_KERNEL(sample_rows, ROW_THREADS, SampleRows) {
     ROLLED
     for (int j = lane; j < n; j += 32) noise[q * n + j] = normal_at(args.seed, number, STREAM_LATENT, row * n + j);
   }
-  ROLLED
-  for (int e = thread; e < args.draws * z_ld; e += ROW_THREADS) z[e] = {};
   round_heads();
   round_rows();
+  ROLLED
+  for (int e = thread; e < args.draws * z_ld; e += ROW_THREADS) z[e] = {};  // a loop: what is above is not put off
   wait_for_launch_before();
   if (over) return;
 
@@ -492,8 +492,6 @@ AHEAD_KERNEL(sample_backward, ROW_THREADS, SampleBackward) {
   ask_dh(0, 0);
   ask_h(0);
   ROLLED
-  for (int e = thread; e < ROWS * heads_ld; e += ROW_THREADS) dheads[e] = 0.0f;
-  ROLLED
   for (int q = warp; q < args.draws * ROWS; q += ROW_WARPS) {
     const int row = q / ROWS * args.rows + m0 + q % ROWS;
     ROLLED
@@ -510,6 +508,8 @@ AHEAD_KERNEL(sample_backward, ROW_THREADS, SampleBackward) {
   }
   round_dz();
   round_dh();
+  ROLLED
+  for (int e = thread; e < ROWS * heads_ld; e += ROW_THREADS) dheads[e] = 0.0f;  // a loop: as in sample_rows
   wait_for_launch_before();
   if (thread == ROW_THREADS - 1) {  // while others bring dy
     const i64 step = args.loop->step;
