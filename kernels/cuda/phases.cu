@@ -43,37 +43,37 @@ DEVICE void first_layer_tile(const FirstLayer& args, float* shared) {
   const i64 step = read_early(&args.loop->step);
   const bool over = step >= read_early(&args.loop->limit);
   const int rows = over ? 0 : args.rows - i0 < BM ? args.rows - i0 : BM;
-  const i64 *index = args.index + step * args.rows + i0, *numbers = args.numbers + step * args.rows + i0;
   u8* bytes = reinterpret_cast<u8*>(shared + TileProduct::STAGES * TileProduct::B::floats);
 
-  // What lies behind a row's end meets zeros of W, and rows behind the last are not stored.
-  if ((reinterpret_cast<u64>(args.data) | static_cast<u64>(n)) % 16 == 0) {
-    const int groups = n / 16;
-    for (int e = threadIdx.x; e < rows * groups; e += THREADS) {
-      const int i = e / groups, d = e % groups * 16;
-      copy_async(reinterpret_cast<float*>(bytes + i * ld + d),
-                 reinterpret_cast<const float*>(args.data + index[i] * n + d), true);
+  // Threads side by side have a row. What lies behind its end meets zeros of W, and rows behind the last are not stored.
+  constexpr int sharers = THREADS / BM;
+  const int i = threadIdx.x / sharers, part = threadIdx.x % sharers;
+  const i64 of_row = step * args.rows + i0 + i;
+  u8* row = bytes + i * ld;
+  if (i < rows) {
+    const u8* from = args.data + args.index[of_row] * n;
+    const u64 aligned = reinterpret_cast<u64>(args.data) | static_cast<u64>(n);
+    if (aligned % 16 == 0) {
+      for (int d = part * 16; d < n; d += sharers * 16) copy_bytes_async<16>(row + d, from + d);
+    } else if (aligned % 4 == 0) {
+      for (int d = part * 4; d < n; d += sharers * 4) copy_bytes_async<4>(row + d, from + d);
+    } else {
+      for (int d = part; d < n; d += sharers) row[d] = from[d];
     }
-  } else {
-    for (int e = threadIdx.x; e < rows * n; e += THREADS)
-      bytes[e / n * ld + e % n] = args.data[index[e / n] * n + e % n];
   }
   commit_copies();
-  wait_for_launch_before();
-  if (over) return wait_copies<0>();
-
   float scale = args.scale;
   if (args.binarize != BINARIZE_NONE) {
     wait_copies<0>();
     block_barrier();
-    const u64 number = args.loop->first + step;
-    for (int e = threadIdx.x; e < rows * n; e += THREADS) {
-      const int i = e / n, d = e % n;
-      u8& byte = bytes[i * ld + d];
-      byte = binarized_pixel(args.binarize, args.seed, number, numbers[i], i0 + i, n, d, byte * scale) != 0.0f;
-    }
+    const u64 number = read_early(&args.loop->first) + step;
+    if (i < rows)
+      each_pixel(args.binarize, args.seed, number, args.numbers[of_row], i0 + i, n, part, sharers,
+                 [&](int d, u32 word) { row[d] = below(word, row[d] * args.scale) != 0.0f; });
     scale = 1.0f;
   }
+  wait_for_launch_before();
+  if (over) return wait_copies<0>();
 
   TileProduct product;
   begin_with(product, bias_window(args.w, n, j0, args.fan_out));
@@ -84,7 +84,7 @@ DEVICE void first_layer_tile(const FirstLayer& args, float* shared) {
   round_all(y);
   write_elements<TileProduct>(window(args.y, place, args.rows, args.fan_out), y);
 
-  const int sharers = (args.fan_out + BN - 1) / BN, share = (n + sharers - 1) / sharers, first = j0 / BN * share;
+  const int shares = (args.fan_out + BN - 1) / BN, share = (n + shares - 1) / shares, first = j0 / BN * share;
   const int columns = n - first < share ? n - first : share;
   for (int e = threadIdx.x; e < rows * columns; e += THREADS) {
     const int i = e / columns, d = first + e % columns;

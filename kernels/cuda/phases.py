@@ -43,7 +43,6 @@ _SAMPLE_BACKWARD = struct(
 )  # fmt: skip
 # phases.cu's
 _ROWS, _ROW_THREADS, _HEADS_AHEAD, _LATENT_AHEAD, _DZ_STEP, _DH_COLUMNS = 2, 512, 10, 20, 512, 40
-_SHARED_BYTES = 160 * 1024  # of the 163 KB that a block may have on sm_80
 # Rows up to which a block of two rows is preferred to tiles: more read the narrow weights too often. Not yet measured.
 _MOST_ROWS = 1024
 
@@ -56,10 +55,10 @@ def _first_layer_bytes(tile: Tile, n: int) -> int:
     return 4 * tile.stages * DEPTH * (tile.size + 4) + tile.size * _byte_row(n)
 
 
-def first_layer_fits(data: Dataset, layer: Layer, rows: int) -> bool:
-    """Whether the dataset is dense bytes, and a tile's rows of it fit into shared memory."""
+def first_layer_fits(data: Dataset, layer: Layer, rows: int, shared_bytes: int) -> bool:
+    """Whether the dataset is dense bytes, and a tile's rows of it fit into a block's shared memory."""
     tile = tile_for((rows, layer.fan_out))
-    return not data.indptr and data.dtype.itemsize == 1 and _first_layer_bytes(tile, layer.fan_in) <= _SHARED_BYTES
+    return not data.indptr and data.dtype.itemsize == 1 and _first_layer_bytes(tile, layer.fan_in) <= shared_bytes
 
 
 def first_layer(
@@ -106,14 +105,16 @@ def _sample_backward_bytes(latent_dim: int, fan_out: int, draws: int) -> int:
     return 4 * _ROWS * (dheads + dy + (3 + draws) * latent_dim) + 8
 
 
-def sample_fits(encoder: tuple[Layer, ...], decoder: tuple[Layer, ...], rows: int, draws: int) -> bool:
+def sample_fits(
+    encoder: tuple[Layer, ...], decoder: tuple[Layer, ...], rows: int, draws: int, shared_bytes: int
+) -> bool:
     """Whether both sides have a hidden layer, and the rows between them are few and narrow enough for a block."""
     heads, latent_dim = encoder[-1], decoder[0].fan_in
     sizes = (
         _sample_bytes(heads.fan_in, latent_dim, draws),
         _sample_backward_bytes(latent_dim, decoder[0].fan_out, draws),
     )
-    fits = heads.fan_out <= _ROW_THREADS and max(sizes) <= _SHARED_BYTES
+    fits = heads.fan_out <= _ROW_THREADS and max(sizes) <= shared_bytes
     return len(encoder) > 1 and len(decoder) > 1 and rows <= _MOST_ROWS and fits
 
 

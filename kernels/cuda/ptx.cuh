@@ -42,6 +42,8 @@ DEVICE float from_bits(u32 v) { return __uint_as_float(v); }
 // Work it out here: the compiler puts it off to where it is used, even behind a wait.
 DEVICE void settle(float& v) { asm volatile("" : "+f"(v)); }
 DEVICE void settle(int& v) { asm volatile("" : "+r"(v)); }
+// Four of the eight bytes of a and b, a's lowest being 0: the lowest digit of `which` says the lowest byte.
+DEVICE u32 pick_bytes(u32 a, u32 b, u32 which) { return __byte_perm(a, b, which); }
 DEVICE u32 multiply_high(u32 a, u32 b) { return __umulhi(a, b); }
 DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 DEVICE float reciprocal_root(float v) { return rsqrtf(v); }
@@ -66,6 +68,15 @@ DEVICE void copy_async(float* shared, const float* from, bool valid) {
       "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<u32>(__cvta_generic_to_shared(shared))),
       "l"(from), "r"(valid ? 16 : 0)
       : "memory");
+}
+// Copy 16 or 4 bytes, aligned to as many.
+template <int BYTES>
+DEVICE void copy_bytes_async(u8* shared, const u8* from) {
+  const u32 to = static_cast<u32>(__cvta_generic_to_shared(shared));
+  if constexpr (BYTES == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(BYTES) : "memory");
 }
 DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Wait until at most `pending` groups of this thread's copies are under way.

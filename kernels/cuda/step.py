@@ -49,14 +49,15 @@ class Step:
     scale: float
     binarize: str
     seed: int
+    shared_bytes: int  # the most that a block may have
     sampled: bool  # the KL divergence of SGVB-A
 
     def launches(self) -> Iterator[Work]:
         """Gather, encode, sample, decode, compare; back again; and update."""
         encoder, decoder, all_rows = self.work.encoder, self.work.decoder, self.draws * self.rows
         # how many layers the first launch does, and how many of the decoder the launch does that samples
-        first = int(len(encoder) > 1 and phases.first_layer_fits(self.data, encoder[0], self.rows))
-        together = int(phases.sample_fits(encoder, decoder, self.rows, self.draws))
+        first = int(len(encoder) > 1 and phases.first_layer_fits(self.data, encoder[0], self.rows, self.shared_bytes))
+        together = int(phases.sample_fits(encoder, decoder, self.rows, self.draws, self.shared_bytes))
         sides = {"heads": encoder[-1], "below": encoder[-2], "above": decoder[0]} if together else {}
 
         yield self._first_layer() if first else self._gather()
