@@ -242,11 +242,16 @@ class RecordingDevice(HostDevice):
         return super().graph(launches, precision)
 
 
+def kernel_of(launch: Launch) -> str:
+    """Its name without its tile's."""
+    return re.sub("_(small|split)$", "", launch.kernel)
+
+
 def kernels_of_a_step(network: Network, *, sparse: bool = False, estimator: str = "sgvb-b") -> list[str]:
     device, training = RecordingDevice(), Training(network, rows=4, steps=1)
     training.data = scipy.sparse.csr_array(training.data) if sparse else training.data
     training.run(training.plan(device), estimator=estimator)
-    return [re.sub("_(small|split)$", "", launch.kernel) for launch in device.recorded if isinstance(launch, Launch)]
+    return [kernel_of(launch) for launch in device.recorded if isinstance(launch, Launch)]
 
 
 def test_a_step_of_one_hidden_layer_is_six_launches() -> None:
@@ -278,11 +283,11 @@ def test_either_estimator_samples_together_as_by_itself(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("binarize", ["none", "dynamic", "fixed", "shared"])
-@pytest.mark.parametrize("data_dim", [48, 99])  # no more than four warps share: the sums are in one order then
+@pytest.mark.parametrize("data_dim", [48, 52, 131])
 def test_the_first_layer_gathers_as_the_operation_does(
     monkeypatch: pytest.MonkeyPatch, data_dim: int, binarize: str
 ) -> None:
-    """The same bits from bytes in shared memory, copied by sixteens and one by one, as from rows gathered before."""
+    """The same bits from bytes in shared memory, copied by sixteens, by fours and one by one, as from gathered rows."""
     network = Network(data_dim, 3, (40,), (20,))
     fused = Training(network, rows=37)
     fused.run(fused.plan(), binarize=binarize)
@@ -290,6 +295,22 @@ def test_the_first_layer_gathers_as_the_operation_does(
     plain = Training(network, rows=37)
     plain.run(plain.plan(), binarize=binarize)
     assert fused.bits() == plain.bits()
+
+
+def test_a_device_of_less_shared_memory_takes_the_plain_launches() -> None:
+    """99 KB, as compute capability 8.6, 8.9 and 12.0 have; the first layer's sums are the same there."""
+    network, results = Network(3200, 3, (40,), (20,)), list[bytes]()
+    for shared_bytes, kernels in ((99, ["gather", "forward"]), (163, ["first_layer"])):
+        device = RecordingDevice(shared_bytes=shared_bytes * 1024)
+        training = Training(network, rows=4, steps=1)
+        results.append(training.run(training.plan(device)).bits())
+        found = [kernel_of(launch) for launch in device.recorded if isinstance(launch, Launch)]
+        assert found[: len(kernels)] == kernels
+    assert len(set(results)) == 1
+    network, device = Network(20, 250, (3000,), (8,)), RecordingDevice(shared_bytes=99 * 1024)
+    training = Training(network, rows=4, steps=1)
+    training.run(training.plan(device, draws=20))
+    assert "latent_forward" in [launch.kernel for launch in device.recorded if isinstance(launch, Launch)]
 
 
 class SmallDevice(HostDevice):

@@ -48,10 +48,12 @@ struct Loop {
 
 DEVICE bool forward_is_over(const Loop* loop) { return loop && loop->step >= loop->limit; }
 DEVICE bool backward_is_over(const Loop* loop) { return loop && !loop->complete; }
-// Of a kernel that has begun ahead: wait, and say whether there is a step to be made.
+// Of a kernel that has begun ahead: wait, and say whether there is a step to be made. What moved the loop on to the
+// forward's step was not the launch before, since weight_gradients lies between.
 DEVICE bool forward_goes_on(const Loop* loop) {
+  const bool over = loop && read_early(&loop->step) >= read_early(&loop->limit);
   wait_for_launch_before();
-  return !forward_is_over(loop);
+  return !over;
 }
 DEVICE bool backward_goes_on(const Loop* loop) {
   wait_for_launch_before();
@@ -107,6 +109,25 @@ template <typename T>
 DEVICE T warp_sum(T v) {
   for (int distance = 16; distance; distance /= 2) v += shuffle_xor(v, distance);
   return v;
+}
+
+// The sums of N values over LANES neighbouring lanes, the i-th in the i-th of N groups of them: each step leaves a lane
+// half of the values.
+template <int LANES, int N>
+DEVICE float scattered_sum(const float (&v)[N]) {
+  if constexpr (N > 1) {
+    const bool upper = threadIdx.x & (LANES / 2);
+    float half[N / 2];
+    UNROLL
+    for (int i = 0; i < N / 2; ++i)
+      half[i] = (upper ? v[N / 2 + i] : v[i]) + shuffle_xor(upper ? v[i] : v[N / 2 + i], LANES / 2);
+    return scattered_sum<LANES / 2>(half);
+  } else {
+    float sum = v[0];
+    UNROLL
+    for (int distance = LANES / 2; distance; distance /= 2) sum += shuffle_xor(sum, distance);
+    return sum;
+  }
 }
 
 // The sum over a block, the same bits in every thread. `scratch` holds 32 of them.

@@ -14,7 +14,6 @@ __all__ = [
     "INPUT_GRADIENT",
     "SMALL",
     "SPLIT",
-    "SPLIT_BYTES",
     "Gradient",
     "Layer",
     "Tile",
@@ -66,7 +65,6 @@ class Tile(NamedTuple):
 SMALL, LARGE = Tile("small", 32, 32, 128, stages=5), Tile("large", 64, 64, 256, stages=3)
 _SPLIT_ROWS = {"fp32": 16, "tf32": 32, "bf16": 32}
 SPLIT = {precision: Tile("split", rows, 32, 128, stages=3, groups=4) for precision, rows in _SPLIT_ROWS.items()}
-SPLIT_BYTES = {precision: Tile("split", rows, 32, 256, stages=3, groups=8) for precision, rows in _SPLIT_ROWS.items()}
 # Large tiles read less and keep the arithmetic units busier, once there are enough of them for a device of 132
 # multiprocessors. Not yet measured.
 _ENOUGH_TILES = 132

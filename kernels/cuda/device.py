@@ -28,6 +28,7 @@ __all__ = ["CupyDevice", "describe", "libcublas"]
 _OLDEST = (8, 0)  # cp.async, and mma of tf32 and bf16
 _OLDEST_OVERLAP, _DRIVER_OVERLAP = (9, 0), 12030  # launches of a graph that overlap
 _DEVICE_ERRORS = (runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError)
+_MAX_SHARED_BYTES = 97  # cudaDevAttrMaxSharedMemoryPerBlockOptin
 _WITHOUT_ASKING = 48 * 1024  # bytes of shared memory that a kernel may have by default
 
 
@@ -93,6 +94,7 @@ class CupyDevice:
         describe()
         if overlap:
             _check_overlap()
+        self.shared_bytes = runtime.deviceGetAttribute(_MAX_SHARED_BYTES, cupy.cuda.Device().id)
         self._overlap, self._device, self._process = overlap, cupy.cuda.Device(), os.getpid()
         self.stream, self._copies = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
         self._recent: Sequence[Work] = ()

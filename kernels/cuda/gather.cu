@@ -39,17 +39,22 @@ KERNEL(gather, 256, Gather) {
   const i64 place = (args.loop ? args.loop->step * args.rows : 0) + m, row = args.index[place];
   float* x = args.x.p + m * args.x.ld;
 
+  auto binarize = [&](auto value) {
+    each_pixel(args.binarize, args.seed, step, args.numbers[place], m, n, threadIdx.x, blockDim.x,
+               [&](int d, u32 word) { x[d] = below(word, value(d)); });
+  };
   if (data.indptr) {
     for (int d = threadIdx.x; d < n; d += blockDim.x) x[d] = 0.0f;
     block_barrier();
     i64 last = integer_at(data.indptr, data.wide_indices, row + 1);
     for (i64 i = integer_at(data.indptr, data.wide_indices, row) + threadIdx.x; i < last; i += blockDim.x)
       x[integer_at(data.indices, data.wide_indices, i)] = value_at(data, i) * args.scale;
+    if (args.binarize == BINARIZE_NONE) return;
     block_barrier();
-  } else {
+    binarize([&](int d) { return x[d]; });
+  } else if (args.binarize == BINARIZE_NONE) {
     for (int d = threadIdx.x; d < n; d += blockDim.x) x[d] = value_at(data, row * n + d) * args.scale;
+  } else {
+    binarize([&](int d) { return value_at(data, row * n + d) * args.scale; });
   }
-  if (args.binarize == BINARIZE_NONE) return;
-  for (int d = threadIdx.x; d < n; d += blockDim.x)  // the element that this thread has written, or after a barrier
-    x[d] = binarized_pixel(args.binarize, args.seed, step, args.numbers[place], m, n, d, x[d]);
 }

@@ -9,10 +9,8 @@ from fastvae.kernels.cuda.dense import (
     INPUT_GRADIENT,
     SMALL,
     SPLIT,
-    SPLIT_BYTES,
     Layer,
     Tile,
-    leading,
     tile_for,
 )
 from fastvae.kernels.cuda.gather import Dataset
@@ -40,7 +38,8 @@ _FIRST_LAYER = struct(
 )  # fmt: skip
 _SAMPLE_ROWS = struct(
     h=MATRIX, w_heads=MATRIX, heads=MATRIX, z=MATRIX, w=MATRIX, y=MATRIX, eps=ADDRESS, kl=ADDRESS,
-    draws=INT, rows=INT, hidden=INT, latent_dim=INT, fan_out=INT, activation=INT, sampled=INT, seed=WORD, loop=ADDRESS,
+    draws=INT, rows=INT, hidden=INT, latent_dim=INT, fan_out=INT, activation=INT, sampled=INT,
+    slices=INT, length=INT, seed=WORD, loop=ADDRESS,
 )  # fmt: skip
 _OUTPUT_LAYER = struct(
     density=DENSITY, h=MATRIX, w=MATRIX, x=MATRIX, dout=MATRIX, log_px=ADDRESS,
@@ -51,8 +50,8 @@ _SAMPLE_BACKWARD = struct(
     dy=MATRIX, w=MATRIX, heads=MATRIX, dheads=MATRIX, w_heads=MATRIX, h=MATRIX, dh=MATRIX, eps=ADDRESS,
     draws=INT, rows=INT, hidden=INT, latent_dim=INT, fan_out=INT, activation=INT, sampled=INT, loop=ADDRESS,
 )  # fmt: skip
-_ROWS, _ROW_THREADS = 2, 512  # phases.cu's
-_SHARED_BYTES = 160 * 1024  # of the 163 KB that a block may have on sm_80
+# phases.cu's
+_ROWS, _ROW_THREADS, _HEADS_AHEAD, _LATENT_AHEAD, _DZ_STEP, _DH_COLUMNS = 2, 512, 10, 20, 512, 40
 # Rows up to which a block of two rows is preferred to tiles: more read the narrow weights too often. Not yet measured.
 _MOST_ROWS = 1024
 
@@ -65,10 +64,10 @@ def _first_layer_bytes(tile: Tile, n: int) -> int:
     return tile.shared_bytes(of_rows=False) + tile.rows * _byte_row(n)
 
 
-def first_layer_fits(data: Dataset, layer: Layer, rows: int, precision: str) -> bool:
-    """Whether the dataset is dense bytes, and a tile's rows of it fit into shared memory."""
-    tile = tile_for((rows, layer.fan_out), few=SPLIT_BYTES[precision])
-    return not data.indptr and data.dtype.itemsize == 1 and _first_layer_bytes(tile, layer.fan_in) <= _SHARED_BYTES
+def first_layer_fits(data: Dataset, layer: Layer, rows: int, precision: str, shared_bytes: int) -> bool:
+    """Whether the dataset is dense bytes, and a tile's rows of it fit into a block's shared memory."""
+    tile = tile_for((rows, layer.fan_out), few=SPLIT[precision])
+    return not data.indptr and data.dtype.itemsize == 1 and _first_layer_bytes(tile, layer.fan_in) <= shared_bytes
 
 
 def first_layer(
@@ -87,7 +86,7 @@ def first_layer(
     loop: int,
 ) -> Launch:
     """Gather x and compute the first hidden layer."""
-    tile = tile_for((rows, layer.fan_out), few=SPLIT_BYTES[precision])
+    tile = tile_for((rows, layer.fan_out), few=SPLIT[precision])
     return Launch.of(
         "phases", f"first_layer_{tile.name}", _FIRST_LAYER, tile.blocks((rows, layer.fan_out)), tile.threads,
         _first_layer_bytes(tile, layer.fan_in),
@@ -97,36 +96,47 @@ def first_layer(
     )  # fmt: skip
 
 
+def _slices(hidden: int, latent_dim: int) -> tuple[int, int]:
+    """Into how many slices the sum over H is cut, as threads allow, and how long they are."""
+    most = _ROW_THREADS // -(-2 * latent_dim // 4)
+    length = -(-hidden // (most * _HEADS_AHEAD)) * _HEADS_AHEAD
+    return -(-hidden // length), length
+
+
 def _sample_bytes(hidden: int, latent_dim: int, draws: int) -> int:
-    n = 2 * latent_dim
-    fours = -(-n // 4)
-    return 4 * _ROWS * (hidden + _ROW_THREADS // fours * 4 * fours + n + draws * latent_dim)
+    slices, length = _slices(hidden, latent_dim)
+    parts = slices * 4 * (-(-2 * latent_dim // 4) | 1)
+    z = -(-latent_dim // _LATENT_AHEAD) * _LATENT_AHEAD
+    return 4 * _ROWS * (parts + -(-slices * length // 4) * 4 + draws * (z + latent_dim))
 
 
 def _sample_backward_bytes(latent_dim: int, fan_out: int, draws: int) -> int:
-    n = 2 * latent_dim
-    return 4 * _ROWS * (leading(n) + leading(fan_out) + n + n * draws)
+    dheads, dy = -(-2 * latent_dim // _DH_COLUMNS) * _DH_COLUMNS, -(-fan_out // _DZ_STEP) * _DZ_STEP
+    return 4 * _ROWS * (dheads + dy + (3 + draws) * latent_dim) + 8
 
 
-def sample_fits(encoder: tuple[Layer, ...], decoder: tuple[Layer, ...], rows: int, draws: int) -> bool:
+def sample_fits(
+    encoder: tuple[Layer, ...], decoder: tuple[Layer, ...], rows: int, draws: int, shared_bytes: int
+) -> bool:
     """Whether both sides have a hidden layer, and the rows between them are few and narrow enough for a block."""
     heads, latent_dim = encoder[-1], decoder[0].fan_in
     sizes = (
         _sample_bytes(heads.fan_in, latent_dim, draws),
         _sample_backward_bytes(latent_dim, decoder[0].fan_out, draws),
     )
-    fits = heads.fan_out <= _ROW_THREADS and max(sizes) <= _SHARED_BYTES
+    fits = heads.fan_out <= _ROW_THREADS and max(sizes) <= shared_bytes
     return len(encoder) > 1 and len(decoder) > 1 and rows <= _MOST_ROWS and fits
 
 
 def sample_rows(g: Latent, heads: Layer, below: Layer, above: Layer, *, activation: str) -> Launch:
     """From the last hidden layer `below` through the heads and the sample to the decoder's first layer `above`."""
     shared_bytes = _sample_bytes(heads.fan_in, g.latent_dim, g.draws)
+    slices, length = _slices(heads.fan_in, g.latent_dim)
     return Launch.of(
         "phases", "sample_rows", _SAMPLE_ROWS, -(-g.rows // _ROWS), _ROW_THREADS, shared_bytes,
         h=below.y, w_heads=heads.w, heads=heads.y, z=g.z, w=above.w, y=above.y, eps=g.eps, kl=g.kl,
         draws=g.draws, rows=g.rows, hidden=heads.fan_in, latent_dim=g.latent_dim, fan_out=above.fan_out,
-        activation=ACTIVATIONS[activation], sampled=g.sampled, seed=g.seed, loop=g.loop,
+        activation=ACTIVATIONS[activation], sampled=g.sampled, slices=slices, length=length, seed=g.seed, loop=g.loop,
     )  # fmt: skip
 
 

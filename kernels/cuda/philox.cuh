@@ -58,19 +58,29 @@ DEVICE float normal_at(u64 seed, u64 step, u32 stream, i64 element) {
   return element % 2 ? second : first;
 }
 
-// [u < v] of u = (k + 1/2) / 2^24, compared exactly: u needs 25 bits where it is above one half.
+// [u < v] of u = (k + 1/2) / 2^24, compared exactly: from 2^23 on 2^24 v is a whole number, and k will do; below, k +
+// 1/2 is exact or rounded to no less than 2^23.
 DEVICE float below(u32 word, float v) {
-  return static_cast<double>(word >> 8) + 0.5 < static_cast<double>(v) * 16777216.0 ? 1.0f : 0.0f;
+  const float k = static_cast<float>(word >> 8), scaled = v * 0x1p24f;
+  return (scaled >= 0x1p23f ? k : k + 0.5f) < scaled ? 1.0f : 0.0f;
 }
 
 enum Binarize { BINARIZE_NONE, BINARIZE_DYNAMIC, BINARIZE_FIXED, BINARIZE_SHARED };
 
-// [u < v] for column d of n, v its scaled grey level, of row `number` of the dataset and m of the minibatch.
-DEVICE float binarized_pixel(int binarize, u64 seed, u64 step, i64 number, int m, int n, int d, float v) {
+// f(d, word) of each column d of n of row m of the minibatch, `number` in the dataset: the word that `below` compares
+// with its scaled grey level. Each block of four words is drawn once, by thread `part` of `parts`.
+template <typename F>
+DEVICE void each_pixel(int binarize, u64 seed, u64 step, i64 number, int m, int n, int part, int parts, F f) {
   const bool dynamic = binarize == BINARIZE_DYNAMIC;
   const u64 key = dynamic ? step : binarize == BINARIZE_FIXED ? static_cast<u64>(number) : 0;
-  const i64 element = dynamic ? static_cast<i64>(m) * n + d : d;
-  const Words w =
-      philox_block(seed, key, dynamic ? STREAM_BINARIZE : STREAM_BINARIZE_FIXED, static_cast<u32>(element / 4));
-  return below(w.at(static_cast<int>(element % 4)), v);
+  const u32 stream = dynamic ? STREAM_BINARIZE : STREAM_BINARIZE_FIXED;
+  const i64 first = dynamic ? static_cast<i64>(m) * n : 0;
+  const int before = static_cast<int>(first % 4), blocks = (before + n + 3) / 4;
+  for (int block = part; block < blocks; block += parts) {
+    const Words w = philox_block(seed, key, stream, static_cast<u32>(first / 4 + block));
+    const int d0 = 4 * block - before;
+    UNROLL
+    for (int i = 0; i < 4; ++i)
+      if (d0 + i >= 0 && d0 + i < n) f(d0 + i, w.word[i]);
+  }
 }

@@ -3,6 +3,7 @@
 
 #define DEVICE __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
+#define ROLLED _Pragma("unroll 1")  // where more than one turn is the exception
 // KERNEL waits for the launch before by itself; AHEAD_KERNEL does as much as it can before it waits. Registers are to
 // leave room for 512 threads of a multiprocessor.
 #define AHEAD_KERNEL(name, threads, Arguments) \
@@ -77,6 +78,11 @@ DEVICE T shuffle_xor(T v, int lane_mask) {
 }
 DEVICE u32 bits(float v) { return __float_as_uint(v); }
 DEVICE float from_bits(u32 v) { return __uint_as_float(v); }
+// Work it out here: the compiler puts it off to where it is used, even behind a wait.
+DEVICE void settle(float& v) { asm volatile("" : "+f"(v)); }
+DEVICE void settle(int& v) { asm volatile("" : "+r"(v)); }
+// Four of the eight bytes of a and b, a's lowest being 0: the lowest digit of `which` says the lowest byte.
+DEVICE u32 pick_bytes(u32 a, u32 b, u32 which) { return __byte_perm(a, b, which); }
 DEVICE u32 multiply_high(u32 a, u32 b) { return __umulhi(a, b); }
 DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 DEVICE float reciprocal_root(float v) { return rsqrtf(v); }
@@ -101,6 +107,15 @@ DEVICE void copy_async(float* shared, const float* from, bool valid) {
       "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<u32>(__cvta_generic_to_shared(shared))),
       "l"(from), "r"(valid ? 16 : 0)
       : "memory");
+}
+// Copy 16 or 4 bytes, aligned to as many.
+template <int BYTES>
+DEVICE void copy_bytes_async(u8* shared, const u8* from) {
+  const u32 to = static_cast<u32>(__cvta_generic_to_shared(shared));
+  if constexpr (BYTES == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(BYTES) : "memory");
 }
 DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Wait until at most `pending` groups of this thread's copies are under way.

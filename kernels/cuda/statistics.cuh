@@ -3,33 +3,52 @@
 #include "common.cuh"
 
 struct Statistics {
-  const float *log_px, *kl;  // (terms,), whose sum is that of log p(x|z) over R rows; (kl_terms,), M or sampled L M
+  const float *log_px, *kl;  // (terms,), whose sum is that of log p(x|z) over R rows; (kl_terms,) over kl_rows rows
   double* stats;             // (T, 2)
   const Step* steps;         // (T,)
-  int terms, all_rows, kl_terms;
+  int terms, all_rows, kl_terms, kl_rows;
   Loop* loop;
 };
 
-// By one block of THREADS threads, in float64 and a fixed order. `scratch` holds 64 floats.
+// Of a block's threads: each sums every THREADS-th term in order, then `block_sum`. So many are on their way at once
+// that the way itself does not count.
+template <int THREADS>
+DEVICE double sum_of_terms(const float* p, int count, double* scratch) {
+  constexpr int AHEAD = 16;
+  double sum = 0.0;
+  ROLLED
+  for (int i0 = threadIdx.x; i0 < count; i0 += THREADS * AHEAD) {
+    float v[AHEAD];
+    UNROLL
+    for (int u = 0; u < AHEAD; ++u) v[u] = early_at(p, i0 + u * THREADS, i0 + u * THREADS < count);
+    UNROLL
+    for (int u = 0; u < AHEAD; ++u) sum += static_cast<double>(v[u]);
+  }
+  return block_sum(sum, scratch);
+}
+
+// By one block of THREADS threads, in float64 and a fixed order. Waits for the launch before, which writes log_px and
+// nothing else that is read here. `scratch` holds 64 floats.
 template <int THREADS>
 DEVICE void sum_statistics(const Statistics& args, float* scratch) {
   Loop& loop = *args.loop;
-  const i64 step = loop.step;
-  if (forward_is_over(&loop)) {
+  double* doubles = reinterpret_cast<double*>(scratch);
+  const i64 step = read_early(&loop.step);
+  const bool over = step >= read_early(&loop.limit);
+  const double kl = sum_of_terms<THREADS>(args.kl, over ? 0 : args.kl_terms, doubles) / args.kl_rows;
+  const Step now = read_early_words(args.steps + (over ? 0 : step));
+  wait_for_launch_before();
+  if (over) {
     if (threadIdx.x == 0) loop.complete = 0;
     return;
   }
-  double log_px = 0.0, kl = 0.0;
-  for (int i = threadIdx.x; i < args.terms; i += THREADS) log_px += args.log_px[i];
-  for (int i = threadIdx.x; i < args.kl_terms; i += THREADS) kl += args.kl[i];
-  log_px = block_sum(log_px, reinterpret_cast<double*>(scratch)) / args.all_rows;
-  kl = block_sum(kl, reinterpret_cast<double*>(scratch)) / args.kl_terms;
+  const double log_px = sum_of_terms<THREADS>(args.log_px, args.terms, doubles) / args.all_rows;
   if (threadIdx.x) return;
   args.stats[2 * step] = log_px;
   args.stats[2 * step + 1] = kl;
   loop.complete = is_finite(log_px - kl);
   if (loop.complete)
-    loop.now = args.steps[step];
+    loop.now = now;
   else
     loop.limit = step;
 }

@@ -49,14 +49,16 @@ class Step:
     scale: float
     binarize: str
     seed: int
+    shared_bytes: int  # the most that a block may have
     sampled: bool  # the KL divergence of SGVB-A
 
     def launches(self) -> Iterator[Work]:
         """Gather, encode, sample, decode, compare; back again; and update."""
         encoder, decoder, all_rows = self.work.encoder, self.work.decoder, self.draws * self.rows
         # how many layers the first launch does, and how many of the decoder the launch does that samples
-        first = int(len(encoder) > 1 and phases.first_layer_fits(self.data, encoder[0], self.rows, self.precision))
-        together = int(phases.sample_fits(encoder, decoder, self.rows, self.draws))
+        fits = phases.first_layer_fits(self.data, encoder[0], self.rows, self.precision, self.shared_bytes)
+        first = int(len(encoder) > 1 and fits)
+        together = int(phases.sample_fits(encoder, decoder, self.rows, self.draws, self.shared_bytes))
         sides = {"heads": encoder[-1], "below": encoder[-2], "above": decoder[0]} if together else {}
 
         yield self._first_layer() if first else self._gather()
@@ -69,7 +71,7 @@ class Step:
         yield from self._forward(decoder[together:-1], inputs(decoder, self.work.z)[together:], all_rows)
         yield from self._compare()
 
-        yield self._output_backward()
+        yield self._output_backward(self.network.latent_dim if together else 1)
         yield from backward(decoder[:-1], all_rows, activation=self.network.activation, **self._plain)
         if together:
             yield phases.sample_backward(self._sample, activation=self.network.activation, **sides)
@@ -146,7 +148,7 @@ class Step:
             yield from self._forward([layer], [h], all_rows)
             yield likelihood(self.network, out=layer.y, dout=layer.dy, **shared)
 
-    def _output_backward(self) -> Launch:
+    def _output_backward(self, kl_parts: int) -> Launch:
         """Gradient below the decoder's heads, and the statistics."""
         work, all_rows = self.work, self.draws * self.rows
         parts = (
@@ -157,13 +159,14 @@ class Step:
             work.decoder[-1],
             below.dy if below else work.dz,
             all_rows,
-            self._statistics(parts * all_rows),
+            self._statistics(parts * all_rows, kl_parts),
             h=below.y if below else NOWHERE,
             activation=self.network.activation,
             precision=self.precision,
         )
 
-    def _statistics(self, terms: int) -> Statistics:
+    def _statistics(self, terms: int, kl_parts: int = 1) -> Statistics:
+        kl_rows = self.draws * self.rows if self.sampled else self.rows
         return Statistics(
             log_px=self.terms,
             kl=self.work.kl,
@@ -171,7 +174,8 @@ class Step:
             steps=self.tables.steps,
             terms=terms,
             all_rows=self.draws * self.rows,
-            kl_terms=self.draws * self.rows if self.sampled else self.rows,
+            kl_terms=kl_parts * kl_rows,
+            kl_rows=kl_rows,
             loop=self.tables.loop,
         )
 

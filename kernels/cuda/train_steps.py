@@ -113,6 +113,7 @@ class Training:
             "scale": scale,
             "binarize": binarize,
             "seed": seed,
+            "shared_bytes": self._device.shared_bytes,
             "sampled": sampled,
         }
         operands = self._operands_of(path)

@@ -57,7 +57,7 @@ class Workspace:
         With the packed parameters, and the activations y and their gradients dy. The last layer's y are the heads.
     x, z, dz : Matrix
     eps, kl : int
-        Addresses of floats: [L][M][J], (M,) or, sampled, [L][M].
+        Addresses of floats: [L][M][J], (M,) or, sampled, [L][M]; of `sample_rows` each with its J terms.
     """
 
     def __init__(self, network: Network, memory: Memory, rows: int, draws: int) -> None:
@@ -66,7 +66,7 @@ class Workspace:
         self.x = memory.matrix(rows, network.data_dim)
         self.z, self.dz = (memory.matrix(all_rows, network.latent_dim) for _ in range(2))
         self.eps = memory.floats(all_rows * network.latent_dim)
-        self.kl = memory.floats(all_rows)
+        self.kl = memory.floats(all_rows * network.latent_dim)
         self.encoder = tuple(self._layer(layer, rows) for layer in network.layout.encoder)
         self.decoder = tuple(self._layer(layer, all_rows) for layer in network.layout.decoder)
 

@@ -113,7 +113,9 @@ class HostGraph:
             (a, lda), (b, ldb), (c, ldc) = launch[:3]
             self._products.append(np.array((a, b, c, lda, ldb, ldc, *launch[3:]), PRODUCT))
             return HostLaunch(None, self._products[-1].ctypes.data, 0, 0, 0, 0)
-        assert launch.shared_bytes <= SHARED_BYTES, f"{launch}: {launch.shared_bytes} bytes of shared memory"
+        assert launch.shared_bytes <= self._device.shared_bytes, (
+            f"{launch}: {launch.shared_bytes} bytes of shared memory"
+        )
         entry = ctypes.c_char.in_dll(self._library, f"entry_{launch.kernel}")
         arguments = launch.arguments
         sizes = (arguments.nbytes, launch.blocks, launch.threads, launch.shared_bytes)
@@ -135,8 +137,8 @@ class HostDevice:
 
     rate = 1e8
 
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
+    def __init__(self, seed: int = 0, *, shared_bytes: int = SHARED_BYTES) -> None:
+        self.seed, self.shared_bytes = seed, shared_bytes
         self._buffers = weakref.WeakSet[HostBuffer]()
 
     def zeros(self, size: int) -> HostBuffer:

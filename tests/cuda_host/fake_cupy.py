@@ -76,6 +76,10 @@ class Runtime(ModuleType):
     def getDeviceProperties(self, device: int) -> dict[str, Any]:  # noqa: N802
         return {"name": b"Stand-in", "major": self.capability[0], "minor": self.capability[1]}
 
+    def deviceGetAttribute(self, attribute: int, device: int) -> int:  # noqa: N802
+        assert attribute == 97
+        return DEVICE.shared_bytes
+
     def memGetInfo(self) -> tuple[int, int]:  # noqa: N802
         return self.free, 2**30
 

@@ -49,8 +49,9 @@ constexpr size_t most_ahead = 20000;  // threads of a launch that begins before 
 enum class State { ready, at_barrier, in_warp, behind, finished };  // behind: the launch before
 
 struct PendingCopy {
-  float* to;
-  float value[4];
+  void* to;
+  unsigned char value[16];
+  int bytes;
   long group;
 };
 
@@ -272,9 +273,9 @@ void wait_for_launch_before() {
 float* shared_memory() { return machine.block->shared.data() + red_zone; }
 
 // The copy happens when it is waited for: what is read before that is poison or old.
-void copy_async(float* shared, const float* from, bool valid) {
-  PendingCopy copy = {shared, {}, self().group};
-  if (valid) std::memcpy(copy.value, from, sizeof copy.value);
+void copy_async(void* shared, const void* from, bool valid, int bytes) {
+  PendingCopy copy = {shared, {}, bytes, self().group};
+  if (valid) std::memcpy(copy.value, from, bytes);
   self().copies.push_back(copy);
 }
 void check_alignment(const float* p, int neighbours) {
@@ -284,7 +285,7 @@ void commit_copies() { ++self().group; }
 void wait_copies(int pending) {
   Fiber& me = self();
   for (; me.copied < me.copies.size() && me.copies[me.copied].group < me.group - pending; ++me.copied)
-    std::memcpy(me.copies[me.copied].to, me.copies[me.copied].value, sizeof me.copies[0].value);
+    std::memcpy(me.copies[me.copied].to, me.copies[me.copied].value, me.copies[me.copied].bytes);
   if (me.copied == me.copies.size()) me.copies.clear(), me.copied = 0;
 }
 

@@ -27,7 +27,7 @@ void wait_for_launch_before();
 typedef void (*Together)(void* const lanes[32]);
 void warp_together(Together together, void* mine, int line);
 float* shared_memory();
-void copy_async(float* shared, const float* from, bool valid);
+void copy_async(void* shared, const void* from, bool valid, int bytes);
 void commit_copies();
 void wait_copies(int pending);
 void check_alignment(const float* p, int neighbours);
@@ -45,6 +45,7 @@ struct Entry {
 
 #define DEVICE inline
 #define UNROLL
+#define ROLLED
 #define KERNEL_OF(name, threads, Arguments, ahead)                                                \
   static void name##_body(const Arguments& args);                                                 \
   static void name##_run(const void* args) { name##_body(*static_cast<const Arguments*>(args)); } \
@@ -105,6 +106,13 @@ DEVICE float from_bits(u32 b) {
   std::memcpy(&v, &b, sizeof v);
   return v;
 }
+DEVICE void settle(float&) {}
+DEVICE void settle(int&) {}
+DEVICE u32 pick_bytes(u32 a, u32 b, u32 which) {
+  u32 picked = 0;
+  for (int i = 0; i < 4; ++i) picked |= (((static_cast<u64>(b) << 32 | a) >> 8 * (which >> 4 * i & 7)) & 255u) << 8 * i;
+  return picked;
+}
 DEVICE u32 multiply_high(u32 a, u32 b) { return static_cast<u32>(static_cast<u64>(a) * b >> 32); }
 DEVICE float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
 DEVICE float reciprocal_root(float v) { return 1.0f / sqrtf(v); }
@@ -117,7 +125,11 @@ DEVICE float quotient(float a, float b) {
 }
 DEVICE bool is_finite(double v) { return std::isfinite(v); }
 
-DEVICE void copy_async(float* shared, const float* from, bool valid) { host::copy_async(shared, from, valid); }
+DEVICE void copy_async(float* shared, const float* from, bool valid) { host::copy_async(shared, from, valid, 16); }
+template <int BYTES>
+void copy_bytes_async(u8* shared, const u8* from) {
+  host::copy_async(shared, from, true, BYTES);
+}
 DEVICE void commit_copies() { host::commit_copies(); }
 template <int pending>
 void wait_copies() {
