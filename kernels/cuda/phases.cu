@@ -45,7 +45,8 @@ DEVICE void first_layer_tile(const FirstLayer& args, float* shared) {
   const int rows = over ? 0 : args.rows - i0 < BM ? args.rows - i0 : BM;
   u8* bytes = reinterpret_cast<u8*>(shared + TileProduct::STAGES * TileProduct::B::floats);
 
-  // Threads side by side have a row. What lies behind its end meets zeros of W, and rows behind the last are not stored.
+  // Threads side by side have a row. What lies behind its end meets zeros of W, and rows behind the last are not
+  // stored.
   constexpr int sharers = THREADS / BM;
   const int i = threadIdx.x / sharers, part = threadIdx.x % sharers;
   const i64 of_row = step * args.rows + i0 + i;
@@ -108,7 +109,8 @@ struct alignas(4 * ROWS) Pair {
   float of[ROWS];
 };
 
-// Rounded as tiles would round it, and not only where it is used.
+// Rounded as tiles would round it; `now`, and not only where it is used.
+DEVICE float4 rounded(const float4& v) { return {rounded(v.x), rounded(v.y), rounded(v.z), rounded(v.w)}; }
 DEVICE float rounded_now(float v) {
   v = rounded(v);
   settle(v);
@@ -134,7 +136,7 @@ DEVICE void add_product(float& sum, const float4& d, const float4& w) {
 
 struct SampleRows {
   Matrix h, w_heads, heads, z, w, y;  // h (M, H), heads (M, 2 J), z (R, J), y (R, fan_out)
-  float *eps, *kl;  // kl (M, J) or, sampled, (R, J): the terms of each dimension, as in latent.cu
+  float *eps, *kl;                    // kl (M, J) or, sampled, (R, J): the terms of each dimension, as in latent.cu
   int draws, rows, hidden, latent_dim, fan_out, activation, sampled;
   int slices, length;  // H in slices of a multiple of HEADS_AHEAD, each of which so many threads sum as are for 2 J
   u64 seed;
@@ -152,7 +154,8 @@ AHEAD_KERNEL(sample_rows, ROW_THREADS, SampleRows) {
   SHARED_FLOATS(parts);
   const int m0 = blockIdx.x * ROWS, n = args.latent_dim, thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
   const int fours = (2 * n + 3) / 4, parts_ld = 4 * (fours | 1);  // odd: rows of parts begin in different banks
-  const int slice = thread / fours, four = (thread - slice * fours) * 4, h_end = (args.slices * args.length + 3) / 4 * 4;
+  const int slice = thread / fours, four = (thread - slice * fours) * 4,
+            h_end = (args.slices * args.length + 3) / 4 * 4;
   const int z_ld = (n + LATENT_AHEAD - 1) / LATENT_AHEAD * LATENT_AHEAD;
   Pair *h = reinterpret_cast<Pair*>(parts + ROWS * args.slices * parts_ld), *z = h + h_end;
   float* noise = reinterpret_cast<float*>(z + args.draws * z_ld);
@@ -214,9 +217,8 @@ AHEAD_KERNEL(sample_rows, ROW_THREADS, SampleRows) {
     float4 v[ROWS];
     UNROLL
     for (int i = 0; i < ROWS; ++i)
-      v[i] = m0 + i < args.rows && k < args.hidden
-                 ? *reinterpret_cast<const float4*>(h_from + i * args.h.ld + k)
-                 : float4{0.0f, 0.0f, 0.0f, 0.0f};
+      v[i] = m0 + i < args.rows && k < args.hidden ? *reinterpret_cast<const float4*>(h_from + i * args.h.ld + k)
+                                                   : float4{0.0f, 0.0f, 0.0f, 0.0f};
     static_assert(ROWS == 2, "two columns of both rows make sixteen bytes");
     *reinterpret_cast<float4*>(h + k) = {v[0].x, v[1].x, v[0].y, v[1].y};
     *reinterpret_cast<float4*>(h + k + 2) = {v[0].z, v[1].z, v[0].w, v[1].w};
@@ -439,7 +441,6 @@ AHEAD_KERNEL(sample_backward, ROW_THREADS, SampleBackward) {
 
   float4 w[COLUMNS][DZ_AHEAD];
   auto ask_dz = [&](int j0, int k0) {
-    settle(j0), settle(k0);  // else addresses of later turns are worked out before the first
     UNROLL
     for (int c = 0; c < COLUMNS; ++c) {
       UNROLL
@@ -460,7 +461,6 @@ AHEAD_KERNEL(sample_backward, ROW_THREADS, SampleBackward) {
   const int dh_row = thread / LANES, part = lane % LANES;
   float4 w_heads[DH_ROWS][DH_AHEAD];
   auto ask_dh = [&](int k0, int c0) {
-    settle(k0), settle(c0);
     UNROLL
     for (int i = 0; i < DH_ROWS; ++i) {
       UNROLL
@@ -471,9 +471,10 @@ AHEAD_KERNEL(sample_backward, ROW_THREADS, SampleBackward) {
       }
     }
   };
+  constexpr bool LATE = FASTVAE_PRECISION == TF32;  // whose rounding would want more registers than there are
   auto round_dh = [&] {
     UNROLL
-    for (int i = 0; i < DH_ROWS; ++i) {
+    for (int i = 0; i < DH_ROWS && !LATE; ++i) {
       UNROLL
       for (int u = 0; u < DH_AHEAD; ++u) w_heads[i][u] = rounded_now(w_heads[i][u]);
     }
@@ -495,7 +496,8 @@ AHEAD_KERNEL(sample_backward, ROW_THREADS, SampleBackward) {
   for (int q = warp; q < args.draws * ROWS; q += ROW_WARPS) {
     const int row = q / ROWS * args.rows + m0 + q % ROWS;
     ROLLED
-    for (int j = lane; j < n && m0 + q % ROWS < args.rows; j += 32) noise[q * n + j] = read_early(args.eps + row * n + j);
+    for (int j = lane; j < n && m0 + q % ROWS < args.rows; j += 32)
+      noise[q * n + j] = read_early(args.eps + row * n + j);
   }
   // by other warps, beside it
   const int last = ROW_WARPS - 1 - warp;
@@ -527,7 +529,7 @@ AHEAD_KERNEL(sample_backward, ROW_THREADS, SampleBackward) {
       float4 v = {0.0f, 0.0f, 0.0f, 0.0f};
       if (m < args.rows && k < args.fan_out)
         v = *reinterpret_cast<const float4*>(args.dy.p + (static_cast<i64>(l) * args.rows + m) * args.dy.ld + k);
-      *reinterpret_cast<float4*>(dy + r * dy_ld + k) = {rounded(v.x), rounded(v.y), rounded(v.z), rounded(v.w)};
+      *reinterpret_cast<float4*>(dy + r * dy_ld + k) = rounded(v);
     }
     block_barrier();
     if (!now->complete) return;
@@ -581,7 +583,7 @@ AHEAD_KERNEL(sample_backward, ROW_THREADS, SampleBackward) {
         for (int r = 0; r < ROWS; ++r) {
           const float4 d = *reinterpret_cast<const float4*>(dheads + r * heads_ld + c);
           UNROLL
-          for (int i = 0; i < DH_ROWS; ++i) add_product(sum[i][r], d, w_heads[i][u]);
+          for (int i = 0; i < DH_ROWS; ++i) add_product(sum[i][r], d, LATE ? rounded(w_heads[i][u]) : w_heads[i][u]);
         }
       }
     }

@@ -58,8 +58,8 @@ DEVICE float normal_at(u64 seed, u64 step, u32 stream, i64 element) {
   return element % 2 ? second : first;
 }
 
-// [u < v] of u = (k + 1/2) / 2^24, compared exactly: from 2^23 on 2^24 v is a whole number, and k will do; below, k + 1/2
-// is exact or rounded to no less than 2^23.
+// [u < v] of u = (k + 1/2) / 2^24, compared exactly: from 2^23 on 2^24 v is a whole number, and k will do; below, k +
+// 1/2 is exact or rounded to no less than 2^23.
 DEVICE float below(u32 word, float v) {
   const float k = static_cast<float>(word >> 8), scaled = v * 0x1p24f;
   return (scaled >= 0x1p23f ? k : k + 0.5f) < scaled ? 1.0f : 0.0f;
