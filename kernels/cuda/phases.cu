@@ -110,7 +110,8 @@ struct alignas(4 * ROWS) Pair {
   float of[ROWS];
 };
 
-// Rounded as tiles would round it, and not only where it is used.
+// Rounded as tiles would round it; `now`, and not only where it is used.
+DEVICE float4 rounded(const float4& v) { return {rounded(v.x), rounded(v.y), rounded(v.z), rounded(v.w)}; }
 DEVICE float rounded_now(float v) {
   v = rounded(v);
   settle(v);
@@ -449,7 +450,6 @@ AHEAD_KERNEL(sample_backward, ROW_THREADS, SampleBackward) {
 
   float4 w[COLUMNS][DZ_AHEAD];
   auto ask_dz = [&](int j0, int k0) {
-    settle(j0), settle(k0);  // else addresses of later turns are worked out before the first
     UNROLL
     for (int c = 0; c < COLUMNS; ++c) {
       UNROLL
@@ -470,7 +470,6 @@ AHEAD_KERNEL(sample_backward, ROW_THREADS, SampleBackward) {
   const int dh_row = thread / LANES, part = lane % LANES;
   float4 w_heads[DH_ROWS][DH_AHEAD];
   auto ask_dh = [&](int k0, int c0) {
-    settle(k0), settle(c0);
     UNROLL
     for (int i = 0; i < DH_ROWS; ++i) {
       UNROLL
@@ -481,9 +480,10 @@ AHEAD_KERNEL(sample_backward, ROW_THREADS, SampleBackward) {
       }
     }
   };
+  constexpr bool LATE = FASTVAE_PRECISION == TF32;  // whose rounding would want more registers than there are
   auto round_dh = [&] {
     UNROLL
-    for (int i = 0; i < DH_ROWS; ++i) {
+    for (int i = 0; i < DH_ROWS && !LATE; ++i) {
       UNROLL
       for (int u = 0; u < DH_AHEAD; ++u) w_heads[i][u] = rounded_now(w_heads[i][u]);
     }
@@ -538,7 +538,7 @@ AHEAD_KERNEL(sample_backward, ROW_THREADS, SampleBackward) {
       float4 v = {0.0f, 0.0f, 0.0f, 0.0f};
       if (m < args.rows && k < args.fan_out)
         v = *reinterpret_cast<const float4*>(args.dy.p + (static_cast<i64>(l) * args.rows + m) * args.dy.ld + k);
-      *reinterpret_cast<float4*>(dy + r * dy_ld + k) = {rounded(v.x), rounded(v.y), rounded(v.z), rounded(v.w)};
+      *reinterpret_cast<float4*>(dy + r * dy_ld + k) = rounded(v);
     }
     block_barrier();
     if (!now->complete) return;
@@ -592,7 +592,7 @@ AHEAD_KERNEL(sample_backward, ROW_THREADS, SampleBackward) {
         for (int r = 0; r < ROWS; ++r) {
           const float4 d = *reinterpret_cast<const float4*>(dheads + r * heads_ld + c);
           UNROLL
-          for (int i = 0; i < DH_ROWS; ++i) add_product(sum[i][r], d, w_heads[i][u]);
+          for (int i = 0; i < DH_ROWS; ++i) add_product(sum[i][r], d, LATE ? rounded(w_heads[i][u]) : w_heads[i][u]);
         }
       }
     }

@@ -80,7 +80,6 @@ DEVICE u32 bits(float v) { return __float_as_uint(v); }
 DEVICE float from_bits(u32 v) { return __uint_as_float(v); }
 // Work it out here: the compiler puts it off to where it is used, even behind a wait.
 DEVICE void settle(float& v) { asm volatile("" : "+f"(v)); }
-DEVICE void settle(int& v) { asm volatile("" : "+r"(v)); }
 // Four of the eight bytes of a and b, a's lowest being 0: the lowest digit of `which` says the lowest byte.
 DEVICE u32 pick_bytes(u32 a, u32 b, u32 which) { return __byte_perm(a, b, which); }
 DEVICE u32 multiply_high(u32 a, u32 b) { return __umulhi(a, b); }

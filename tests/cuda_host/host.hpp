@@ -107,7 +107,6 @@ DEVICE float from_bits(u32 b) {
   return v;
 }
 DEVICE void settle(float&) {}
-DEVICE void settle(int&) {}
 DEVICE u32 pick_bytes(u32 a, u32 b, u32 which) {
   u32 picked = 0;
   for (int i = 0; i < 4; ++i) picked |= (((static_cast<u64>(b) << 32 | a) >> 8 * (which >> 4 * i & 7)) & 255u) << 8 * i;
