@@ -299,7 +299,7 @@ def test_the_first_layer_gathers_as_the_operation_does(
 
 def test_a_device_of_less_shared_memory_takes_the_plain_launches() -> None:
     """99 KB, as compute capability 8.6, 8.9 and 12.0 have; the first layer's sums are the same there."""
-    network, results = Network(3200, 3, (40,), (20,)), list[bytes]()
+    network, results = Network(4800, 3, (40,), (20,)), list[bytes]()
     for shared_bytes, kernels in ((99, ["gather", "forward"]), (163, ["first_layer"])):
         device = RecordingDevice(shared_bytes=shared_bytes * 1024)
         training = Training(network, rows=4, steps=1)
