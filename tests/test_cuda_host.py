@@ -225,7 +225,7 @@ def test_either_estimator_samples_together_as_by_itself(monkeypatch: pytest.Monk
 def test_the_first_layer_gathers_as_the_operation_does(
     monkeypatch: pytest.MonkeyPatch, data_dim: int, binarize: str
 ) -> None:
-    """The same bits from bytes in shared memory, copied by sixteens, by fours and one by one, as from rows gathered before."""
+    """The same bits from bytes in shared memory, copied by 16, by 4 and one by one, as from rows gathered before."""
     network = Network(data_dim, 3, (40,), (20,))
     fused = Training(network, rows=37)
     fused.run(fused.plan(), binarize=binarize)

@@ -27,8 +27,15 @@ _MEAN = struct(density=DENSITY, out=MATRIX, mean=MATRIX)
 _SAMPLE = struct(density=DENSITY, out=MATRIX, x=ADDRESS, seed=WORD, step=WORD, rows=INT)
 _PRIOR = struct(z=MATRIX, dz=MATRIX, log_pxz=ADDRESS, rows=INT, latent_dim=INT)
 STATISTICS = struct(
-    log_px=ADDRESS, kl=ADDRESS, stats=ADDRESS, steps=ADDRESS, terms=INT, all_rows=INT, kl_terms=INT,
-    kl_rows=INT, loop=ADDRESS
+    log_px=ADDRESS,
+    kl=ADDRESS,
+    stats=ADDRESS,
+    steps=ADDRESS,
+    terms=INT,
+    all_rows=INT,
+    kl_terms=INT,
+    kl_rows=INT,
+    loop=ADDRESS,
 )
 _SCRATCH = 4 * 32  # bytes of one float per warp
 

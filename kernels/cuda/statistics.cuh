@@ -10,21 +10,21 @@ struct Statistics {
   Loop* loop;
 };
 
-// Of a block's threads: each sums every THREADS-th term in order, then `block_sum`. So many are on their way at once
-// that the way itself does not count.
+// Of a block's threads: each takes every THREADS-th term in order, adds them by turns to four sums, and those in pairs;
+// then `block_sum`. So many are on their way at once that the way itself does not count.
 template <int THREADS>
 DEVICE double sum_of_terms(const float* p, int count, double* scratch) {
   constexpr int AHEAD = 16;
-  double sum = 0.0;
+  double sums[4] = {};
   ROLLED
   for (int i0 = threadIdx.x; i0 < count; i0 += THREADS * AHEAD) {
     float v[AHEAD];
     UNROLL
     for (int u = 0; u < AHEAD; ++u) v[u] = early_at(p, i0 + u * THREADS, i0 + u * THREADS < count);
     UNROLL
-    for (int u = 0; u < AHEAD; ++u) sum += static_cast<double>(v[u]);
+    for (int u = 0; u < AHEAD; ++u) sums[u % 4] += static_cast<double>(v[u]);
   }
-  return block_sum(sum, scratch);
+  return block_sum((sums[0] + sums[1]) + (sums[2] + sums[3]), scratch);
 }
 
 // By one block of THREADS threads, in float64 and a fixed order. Waits for the launch before, which writes log_px and

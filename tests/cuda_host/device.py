@@ -113,7 +113,9 @@ class HostGraph:
             (a, lda), (b, ldb), (c, ldc) = launch[:3]
             self._products.append(np.array((a, b, c, lda, ldb, ldc, *launch[3:]), PRODUCT))
             return HostLaunch(None, self._products[-1].ctypes.data, 0, 0, 0, 0)
-        assert launch.shared_bytes <= self._device.shared_bytes, f"{launch}: {launch.shared_bytes} bytes of shared memory"
+        assert launch.shared_bytes <= self._device.shared_bytes, (
+            f"{launch}: {launch.shared_bytes} bytes of shared memory"
+        )
         entry = ctypes.c_char.in_dll(self._library, f"entry_{launch.kernel}")
         arguments = launch.arguments
         sizes = (arguments.nbytes, launch.blocks, launch.threads, launch.shared_bytes)
