@@ -69,10 +69,10 @@ export FASTVAE_REQUIRE=cuda
 part tests 110 env OPENBLAS_NUM_THREADS=2 COLUMNS=250 "${python[@]}" -m pytest -m "gpu and not slow" "${workers[@]}" --maxfail 40 \
   --continue-on-collection-errors --junitxml "$out/tests.xml"
 part constants 25 "${gpu[@]}" constants --json "$out/constants.json"
-part ours 28 "${gpu[@]}" steps ours --seconds 22 --json "$out/ours.json"
+part ours 38 "${gpu[@]}" steps ours --seconds 32 --json "$out/ours.json"
 part torch 110 "${gpu[@]}" steps torch --seconds 85 --json "$out/torch.json"
 part jax 37 "${gpu[@]}" steps jax --seconds 30 --json "$out/jax.json"
-part ours-sweep 45 "${gpu[@]}" steps ours --sweep --go-on --seconds 38 --json "$out/ours.json"
+part ours-sweep 35 "${gpu[@]}" steps ours --sweep --go-on --seconds 28 --json "$out/ours.json"
 part torch-sweep 25 "${gpu[@]}" steps torch --sweep --go-on --seconds 18 --json "$out/torch.json"
 part jax-sweep 20 "${gpu[@]}" steps jax --sweep --go-on --seconds 12 --json "$out/jax.json"
 part report 5 "${gpu[@]}" report "$out"/{constants,ours,torch,jax}.json --json "$out/gpu.json"
