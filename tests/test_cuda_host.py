@@ -16,7 +16,7 @@ import scipy.sparse
 from cuda_host.device import HostBuffer, HostDevice, HostGraph
 
 from fastvae.kernels import ESTIMATORS, Array
-from fastvae.kernels.cuda import paths, phases
+from fastvae.kernels.cuda import paths, phases, sample
 from fastvae.kernels.cuda.launch import ADDRESS, INT, Launch, Work, struct
 from fastvae.kernels.cuda.plan import CudaPlan
 from fastvae.kernels.cuda.workspace import Memory
@@ -274,7 +274,7 @@ def test_either_estimator_samples_together_as_by_itself(monkeypatch: pytest.Monk
     for estimator in ESTIMATORS:
         results = []
         for fits in (True, False):
-            monkeypatch.setattr(phases, "sample_fits", lambda *_, fits=fits: fits)
+            monkeypatch.setattr(sample, "sample_fits", lambda *_, fits=fits: fits)
             training = Training(NETWORKS["gaussian"][0], rows=7, steps=1)
             results.append(training.run(training.plan(draws=2), estimator=estimator))
         np.testing.assert_allclose(results[0].stats, results[1].stats, rtol=1e-6)

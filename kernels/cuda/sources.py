@@ -17,6 +17,7 @@ FILES = {
     "likelihood": False,
     "optimizer": False,
     "phases": True,
+    "sample": True,
     "passes": True,
 }
 _FOLDER = Path(__file__).parent

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from fastvae.kernels.cuda import dense, phases
+from fastvae.kernels.cuda import dense, phases, sample
 from fastvae.kernels.cuda.dense import Gradient, Layer
 from fastvae.kernels.cuda.gather import Dataset, gather
 from fastvae.kernels.cuda.latent import Latent, latent_backward, latent_forward
@@ -31,8 +31,8 @@ class Tables(NamedTuple):
 class Step:
     """One step on device memory; M is `rows`.
 
-    Where they fit, the phases of ``phases.cu`` stand for several operations at once: a step of the paper's network is
-    six launches.
+    Where they fit, the phases of ``phases.cu`` and ``sample.cu`` stand for several operations at once: a step of the
+    paper's network is six launches.
     """
 
     network: Network
@@ -58,13 +58,13 @@ class Step:
         # how many layers the first launch does, and how many of the decoder the launch does that samples
         fits = phases.first_layer_fits(self.data, encoder[0], self.rows, self.precision, self.shared_bytes)
         first = int(len(encoder) > 1 and fits)
-        together = int(phases.sample_fits(encoder, decoder, self.rows, self.draws, self.shared_bytes))
+        together = int(sample.sample_fits(encoder, decoder, self.rows, self.draws, self.shared_bytes))
         sides = {"heads": encoder[-1], "below": encoder[-2], "above": decoder[0]} if together else {}
 
         yield self._first_layer() if first else self._gather()
         yield from self._forward(encoder[first:-1], inputs(encoder, self.work.x)[first:], self.rows)
         if together:
-            yield phases.sample_rows(self._sample, activation=self.network.activation, **sides)
+            yield sample.sample_rows(self._sample, activation=self.network.activation, **sides)
         else:
             yield from self._forward(encoder[-1:], inputs(encoder, self.work.x)[-1:], self.rows)
             yield latent_forward(self._sample)
@@ -74,7 +74,7 @@ class Step:
         yield self._output_backward(self.network.latent_dim if together else 1)
         yield from backward(decoder[:-1], all_rows, activation=self.network.activation, **self._plain)
         if together:
-            yield phases.sample_backward(self._sample, activation=self.network.activation, **sides)
+            yield sample.sample_backward(self._sample, activation=self.network.activation, **sides)
         else:
             if len(decoder) > 1:
                 yield dense.input_gradient(decoder[0], self.work.dz, all_rows, **self._plain)

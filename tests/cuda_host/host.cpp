@@ -8,6 +8,7 @@
 #include "likelihood.cu"
 #include "optimizer.cu"
 #include "phases.cu"
+#include "sample.cu"
 #include "passes.cu"
 #include "faults.cu"
 #include "functions.cu"
