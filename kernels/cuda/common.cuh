@@ -66,15 +66,11 @@ struct Matrix {
   i64 ld;
 };
 
-// p[at], and of four neighbours at a multiple of four; zero when not `valid`. Without a branch, so that many are asked
-// for one right behind the other.
+// p[at], or zero where not `valid`.
 DEVICE float early_at(const float* p, i64 at, bool valid) {
-  const float v = read_early(p + (valid ? at : 0));
-  return valid ? v : 0.0f;
-}
-DEVICE float4 early_four_at(const float* p, i64 at, bool valid) {
-  const float4 v = read_early(reinterpret_cast<const float4*>(p + (valid ? at : 0)));
-  return valid ? v : float4{0.0f, 0.0f, 0.0f, 0.0f};
+  float v;
+  read_where<1>(valid, p + at, &v);
+  return v;
 }
 
 // Word by word.

@@ -4,9 +4,6 @@
 
 struct Words {
   u32 word[4];
-
-  // By a number that is known only at run time; an index would move the words to memory.
-  DEVICE u32 at(int i) const { return i & 2 ? (i & 1 ? word[3] : word[2]) : (i & 1 ? word[1] : word[0]); }
 };
 
 DEVICE Words philox(u32 k0, u32 k1, u32 c0, u32 c1, u32 c2, u32 c3) {

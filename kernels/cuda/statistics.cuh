@@ -18,15 +18,14 @@ DEVICE double sum_of_terms(const float* p, int count, double* scratch) {
   double sums[4] = {};
   ROLLED
   for (int i0 = 4 * threadIdx.x; i0 < count; i0 += STEP * AHEAD) {
-    float4 v[AHEAD];
+    float v[AHEAD][4];
     UNROLL
-    for (int u = 0; u < AHEAD; ++u) v[u] = early_four_at(p, i0 + u * STEP, i0 + u * STEP < count);
+    for (int u = 0; u < AHEAD; ++u) read_where<4>(i0 + u * STEP < count, p + i0 + u * STEP, v[u]);
     UNROLL
     for (int u = 0; u < AHEAD; ++u) {
-      const float four[4] = {v[u].x, v[u].y, v[u].z, v[u].w};
       UNROLL
       for (int i = 0; i < 4; ++i)
-        if (i0 + u * STEP + i < count) sums[i] += static_cast<double>(four[i]);
+        if (i0 + u * STEP + i < count) sums[i] += static_cast<double>(v[u][i]);
     }
   }
   return block_sum((sums[0] + sums[1]) + (sums[2] + sums[3]), scratch);
