@@ -174,6 +174,97 @@ def test_chunk_length_does_not_change_the_result(
     assert_same(comp, ref)
 
 
+class Rows(Callback):
+    """Writes down how many rows the history has whenever it is told of one."""
+
+    def __init__(self, *, every_epoch: bool) -> None:
+        self.every_epoch = every_epoch
+        self.calls: list[tuple[int, int, int]] = []
+
+    def after_epoch(self, model: Any, epoch: int, history: dict[str, list[Any]]) -> None:
+        self.calls.append((epoch, len(history["epoch"]), model.state_.step))
+
+
+def test_epochs_are_made_at_once_where_nobody_looks_at_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "CHUNK_SECONDS", 1e9)
+    apart, together, ref, comp = Recorder(), Recorder(), Rows(every_epoch=True), Rows(every_epoch=False)
+
+    one_by_one = run(apart, bare_state(), callbacks=[ref, Rows(every_epoch=False)])
+    at_once = run(together, bare_state(), callbacks=[comp])
+
+    assert apart.lengths == [1, 3, 4, 4]
+    assert ref.calls == [(1, 1, 4), (2, 2, 8), (3, 3, 12)]
+    assert together.lengths == [1, 3, 8]
+    assert comp.calls == [(1, 1, 4), (3, 3, 12)]
+    np.testing.assert_array_equal([i for _, i in together.batches], [i for _, i in apart.batches])
+    assert without_times(at_once.history) == without_times(one_by_one.history)
+    assert (at_once.samples, at_once.epoch_samples) == (one_by_one.samples, one_by_one.epoch_samples)
+    assert sum(at_once.history["seconds"]) == pytest.approx(at_once.seconds)
+
+
+@pytest.mark.parametrize(("rows", "lengths"), [(N_ROWS, [1, 3, 4, 4]), (2 * N_ROWS, [1, 3, 8])])
+def test_epochs_made_at_once_have_few_enough_rows(
+    monkeypatch: pytest.MonkeyPatch, rows: int, lengths: list[int]
+) -> None:
+    monkeypatch.setattr(loop, "CHUNK_SECONDS", 1e9)
+    monkeypatch.setattr(loop, "_MAX_CHUNK_ROWS", rows)
+    recorder = Recorder()
+
+    run(recorder, bare_state())
+
+    assert recorder.lengths == lengths
+
+
+@pytest.mark.parametrize("n_done", range(9))
+def test_epochs_made_at_once_and_cut_are_closed_and_told(
+    make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch, n_done: int
+) -> None:
+    monkeypatch.setattr(loop, "CHUNK_SECONDS", 1e9)
+    algorithm = make_algorithm(make_plan(NETWORK, rows=BATCH))
+    ref = run(algorithm, make_state(algorithm))
+    cut = []
+
+    class Cut(AEVB):
+        def advance(self, state: State, *, order: Array, stats: Array, done: Array) -> None:
+            if len(order) != 8 or cut:
+                return super().advance(state, order=order, stats=stats, done=done)
+            cut.append(True)
+            super().advance(state, order=order[:n_done], stats=stats[:n_done], done=done)
+            raise KeyboardInterrupt
+
+    comp, told = make_state(algorithm), Rows(every_epoch=False)
+    with pytest.raises(KeyboardInterrupt):
+        run(Cut(**vars(algorithm)), comp, callbacks=[told])
+    assert comp.step == 4 + n_done
+    assert comp.epochs_closed == (1 if n_done < 5 else 2)  # the last one is for the next session, as its row's columns
+    assert [rows for _, rows, _ in told.calls] == ([1] if n_done < 5 else [1, 2])
+    run(algorithm, comp)
+
+    assert_same(comp, ref)
+
+
+@pytest.mark.parametrize("chunk_seconds", [0.0, 1e9])
+def test_a_parameter_that_is_lost_is_found_after_the_same_step_in_any_chunk(
+    monkeypatch: pytest.MonkeyPatch, chunk_seconds: float
+) -> None:
+    monkeypatch.setattr(loop, "CHUNK_SECONDS", chunk_seconds)
+
+    class Losing(Recorder):
+        """Its bound stays finite."""
+
+        def advance(self, state: State, *, order: Array, stats: Array, done: Array) -> None:
+            super().advance(state, order=order, stats=stats, done=done)
+            if state.step <= 5 < state.step + len(order):
+                state.slots[:] = np.inf
+
+    state = bare_state()
+    with pytest.raises(DivergenceError, match="at step 8: the optimizer's state is not finite"):
+        run(Losing(), state, n_epochs=5)
+
+    assert state.history["epoch"] == [1]
+    assert state.samples == 8 * BATCH
+
+
 def test_the_estimator_reaches_the_engine(make_plan: Callable[..., Plan]) -> None:
     plan = make_plan(NETWORK, rows=BATCH)
     algorithm = make_algorithm(plan, estimator="sgvb-a")
@@ -221,7 +312,7 @@ def test_ctrl_c_around_the_engine_leaves_whole_steps(make_plan: Callable[..., Pl
 
     class Interrupted(AEVB):
         def advance(self, state: State, **arguments: Any) -> None:
-            interrupt = state.step >= 5 and not seen
+            interrupt = state.step >= 4 and not seen
             if interrupt:
                 seen.append(state.step)
             if interrupt and before:

@@ -29,9 +29,15 @@ class Callback:
     memory : dict
         What the rest of a run depends on, by name: plain JSON values and arrays (float32, float64 or int64). It is
         saved with every checkpoint, empty where a run starts afresh, and there again when one goes on.
+    every_epoch : bool
+        Whether training halts for it after every epoch. Where it does so for no callback, epochs that take less than a
+        second together are one call of the engine: `after_epoch` comes once then, after the last of them, when the
+        history has a row for each. So it can be False where `epoch_columns` does nothing, `learning_rate` and
+        `kl_weight` do not depend on the epoch, and `after_epoch` looks at the history alone.
     """
 
     memory: dict[str, Any]
+    every_epoch: bool = True
 
     def before_training(self, model: Model, n_steps: int) -> bool | None:
         """Before the first step of a session; ``n_steps`` is the step at which the run is complete.
@@ -77,7 +83,7 @@ class Callback:
         return MappingProxyType({})
 
     def after_epoch(self, model: Model, epoch: int, history: History) -> bool | None:
-        """After an epoch whose row is in the history by now. True ends training.
+        """After an epoch whose row is in the history by now, or see `every_epoch`. True ends training.
 
         Parameters
         ----------

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from fastvae.arguments import integer
-from fastvae.callbacks.base import Callback, History
+from fastvae.callbacks.base import Callback
 
 if TYPE_CHECKING:
     from fastvae.model import Model
@@ -48,6 +48,7 @@ class Checkpoint(Callback):
         taken for its newest ones.
     """
 
+    every_epoch = False
     min_seconds = 10.0
 
     def __init__(
@@ -93,13 +94,12 @@ class Checkpoint(Callback):
         return None if self.every is None else step - step % self.every + self.every
 
     def after_steps(self, model: Model, step: int) -> None:
-        """Save at multiples of `every`."""
-        if self.every is not None and step % self.every == 0:
-            self._save(model)
-
-    def after_epoch(self, model: Model, epoch: int, history: History) -> None:
-        """Save if it is due."""
-        if self.every is None and monotonic() - self.saved_at >= self.min_seconds:
+        """Save if it is due: at multiples of `every`, or at the end of an epoch that has its row."""
+        if self.every is not None:
+            is_due = step % self.every == 0
+        else:
+            is_due = model.state_.epoch_begin == step and monotonic() - self.saved_at >= self.min_seconds
+        if is_due:
             self._save(model)
 
     def after_training(self, model: Model, error: BaseException | None) -> None:

@@ -39,6 +39,8 @@ def _rows(history: History, begin: int) -> zip[tuple[Any, ...]]:
 
 
 class _FileLogger(Callback):
+    every_epoch = False
+
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.columns: list[str] = []
@@ -54,7 +56,7 @@ class _FileLogger(Callback):
         self._replace(model.history_)
 
     def after_epoch(self, model: Model, epoch: int, history: History) -> None:
-        """Add the row; write the file anew when the columns are others than before."""
+        """Add the rows that are new; write the file anew when the columns are others than before."""
         if list(history) != self.columns:
             self._replace(history)
             return
@@ -126,6 +128,8 @@ class TensorBoard(Callback):
         From training, before its first step: the folder cannot be written.
     """
 
+    every_epoch = False
+
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         require("tensorboardX", extra="tensorboard", for_what="TensorBoard")
         self.folder = Path(folder)
@@ -140,15 +144,21 @@ class TensorBoard(Callback):
         suffix = f".{time_ns() % 10**9:09}"
         purge_step = model.n_steps_ + 1 if model.n_steps_ else None
         self.writer = SummaryWriter(str(self.folder), purge_step=purge_step, filename_suffix=suffix)
+        self.n_rows = model.state_.epochs_closed
 
     def after_epoch(self, model: Model, epoch: int, history: History) -> None:
-        """Write the row."""
-        for name, column in history.items():
-            values = {f"{name}/{i}": v for i, v in enumerate(column[-1])} if isinstance(column[-1], list) else {}
-            for label, value in (values or {name: column[-1]}).items():
-                if name not in ("epoch", "step") and isinstance(value, int | float):
-                    self.writer.add_scalar(label, value, history["step"][-1])
+        """Write the rows that are new."""
+        for i in range(self.n_rows, epoch):
+            self._write({name: column[i] for name, column in history.items()})
+        self.n_rows = epoch
         self.writer.flush()
+
+    def _write(self, row: dict[str, Any]) -> None:
+        for name, cell in row.items():
+            values = {f"{name}/{i}": v for i, v in enumerate(cell)} if isinstance(cell, list) else {}
+            for label, value in (values or {name: cell}).items():
+                if name not in ("epoch", "step") and isinstance(value, int | float):
+                    self.writer.add_scalar(label, value, row["step"])
 
     def after_training(self, model: Model, error: BaseException | None) -> None:
         """End the file."""

@@ -29,8 +29,11 @@ class Progress(Callback):
         By default ``sys.stderr``.
     """
 
+    every_epoch = False
+
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream
+        self.n_rows = 0
         self.bar: Any = None
         self.kind: type[Composed[Any]]
 
@@ -42,6 +45,7 @@ class Progress(Callback):
         from fastvae.training.algorithm import algorithm_class
 
         self.kind = algorithm_class(model.algorithm_, model.estimator_)
+        self.n_rows = model.state_.epochs_closed
         stream = self.stream if self.stream is not None else sys.stderr
         if stream is not None and not stream.closed and stream.isatty():
             from tqdm import tqdm
@@ -59,11 +63,15 @@ class Progress(Callback):
                 self.bar.update(step - self.bar.n)
 
     def after_epoch(self, model: Model, epoch: int, history: History) -> None:
-        """Print the epoch's figures."""
-        row = {name: column[-1] for name, column in history.items()}
+        """Print the figures of the epochs that are new."""
+        for i in range(self.n_rows, epoch):
+            self._print(model, {name: column[i] for name, column in history.items()})
+        self.n_rows = epoch
+
+    def _print(self, model: Model, row: dict[str, Any]) -> None:
         of = "" if model.fingerprint_ is None else f"/{model.n_epochs}"
         figures = _FIGURES if "elbo" in row else {name: name for name in self.kind.statistics}
-        line = f"epoch {epoch:>{max(len(of) - 1, 0)}}{of}"
+        line = f"epoch {row['epoch']:>{max(len(of) - 1, 0)}}{of}"
         line += "".join(f"  {label} {row[name]:.3f}" for name, label in figures.items() if row.get(name) is not None)
         line += f"  {_speed(row['samples_per_second'])}"
         if self.bar is not None:

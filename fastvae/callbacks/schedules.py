@@ -32,6 +32,7 @@ class _Schedule(Callback):
         self.factor = factor
         self.every = None if every is None else integer("every", every, low=1)
         self.until = None if until is None else integer("until", until, low=0)
+        self.every_epoch = every is None
 
     def next_stop(self, step: int) -> int | None:
         """Return the next step with a value of its own."""

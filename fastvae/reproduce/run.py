@@ -251,6 +251,8 @@ def _trial(experiment: Experiment, split: Split, machine: Machine, step_size: fl
 class _Points(Callback):
     """Measures the points of the curve, and ends the run when whoever started it is gone."""
 
+    every_epoch = False
+
     def __init__(
         self,
         experiment: Experiment,

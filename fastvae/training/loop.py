@@ -28,6 +28,8 @@ __all__ = ["Run", "run_epochs", "run_pass"]
 # Time between two looks at callbacks; Ctrl-C does not wait for it, the engine answers. Results do not depend on it.
 CHUNK_SECONDS = 1.0
 MAX_CHUNK_STEPS = 1 << 16
+# Of a chunk of several epochs, whose order takes 8 bytes a row.
+_MAX_CHUNK_ROWS = 1 << 22
 
 
 @dataclass
@@ -47,6 +49,10 @@ class Run:
     callbacks : sequence of Callback
     stopped : bool
         Whether a callback has asked for the end.
+    halts_every_epoch : bool
+        Whether a chunk is never of several epochs, because a callback asks for it, or to find where one diverged.
+    epochs_told : int
+        Epochs closed when ``after_epoch`` was last called.
     """
 
     model: Model
@@ -57,6 +63,12 @@ class Run:
     callbacks: Sequence[Callback]
     stopped: bool = False
     seconds_per_step: float = math.inf  # not known before the first chunk, which is one step
+    halts_every_epoch: bool = False
+    epochs_told: int = 0
+
+    def __post_init__(self) -> None:
+        self.halts_every_epoch = any(callback.every_epoch for callback in self.callbacks)
+        self.epochs_told = self.state.epochs_closed
 
     @property
     def state(self) -> State:
@@ -138,8 +150,11 @@ def run_epochs(
                 elif run.state.step >= run.n_steps:
                     return
                 else:
-                    order = epoch_order(n_rows, seed=algorithm.seed, epoch=epoch)
-                    _advance(run, order[: per_epoch * batch_size].reshape(per_epoch, batch_size)[cursor:])
+                    epochs = range(epoch, epoch + _epochs_at_once(run, per_epoch - cursor, n_rows))
+                    orders = [epoch_order(n_rows, seed=algorithm.seed, epoch=e) for e in epochs]
+                    steps = [order[: per_epoch * batch_size].reshape(per_epoch, batch_size) for order in orders]
+                    steps[0] = steps[0][cursor:]
+                    _advance(run, steps[0]) if len(steps) == 1 else _run_chunk(run, *steps)
 
 
 def run_pass(
@@ -189,10 +204,12 @@ def _interrupted(run: Run, error: KeyboardInterrupt) -> Interrupted:
 
 
 def _end(run: Run, error: BaseException | None) -> None:
-    """Tell every callback, and raise what the first of them raises."""
-    failures = []
+    """Tell every callback, also of epochs that a cut chunk has closed, and raise what the first of them raises."""
+    failures, epoch, history = [], run.state.epochs_closed, run.state.history
     for callback in run.callbacks:
         try:
+            if epoch > run.epochs_told:
+                callback.after_epoch(run.model, epoch, history)
             callback.after_training(run.model, error)
         except Exception as failure:
             failures.append(failure)
@@ -235,8 +252,19 @@ def _chunk_length(run: Run) -> int:
     return max(1, min(int(CHUNK_SECONDS / run.seconds_per_step), MAX_CHUNK_STEPS, *stops))
 
 
-def _run_chunk(run: Run, order: Array) -> None:
+def _epochs_at_once(run: Run, n_left: int, n_rows: int) -> int:
+    """Return how many epochs the next chunk goes to the end of, the one that has `n_left` steps left among them."""
+    if run.halts_every_epoch:
+        return 1
+    most = min(_chunk_length(run), run.n_steps - run.state.step)
+    return 1 + max(0, min((most - n_left) // run.steps_per_epoch, _MAX_CHUNK_ROWS // n_rows - 1))
+
+
+def _run_chunk(run: Run, *orders: Array) -> None:
+    """Make the steps of `orders`, all but the last of which go to the end of an epoch."""
+    order = np.concatenate(orders) if len(orders) > 1 else orders[0]
     state, algorithm, (n_steps, batch_size) = run.state, run.scheduled(run.state.step), order.shape
+    before = state.snapshot() if len(orders) > 1 else None
     stats, done = np.empty((n_steps, len(algorithm.statistics))), np.zeros(1, np.int64)
     with gated_interrupts() as gate, np.errstate(all="ignore"):  # what is not finite is looked for below
         start = perf_counter()
@@ -246,12 +274,26 @@ def _run_chunk(run: Run, order: Array) -> None:
         finally:
             gate.open = False
             n_done, seconds = int(done[0]), perf_counter() - start
-            state.count(stats[:n_done], batch_size=batch_size, seconds=seconds)
+            if before is not None and state.first_not_finite(algorithm.plan.network.layout):
+                state.rewind(before)  # epoch by epoch again: it must not depend on the chunk which one is named
+                run.halts_every_epoch, n_done, n_steps = True, 0, 0
+            _count(run, [len(part) for part in orders], stats[:n_done], batch_size=batch_size, seconds=seconds)
     if n_done:
         run.seconds_per_step = max(seconds / n_done, 1e-9)
     if n_done < n_steps:
         _check_step(run, order[n_done])
         raise run.diverged("the bound")  # of the fused step alone
+
+
+def _count(run: Run, lengths: list[int], stats: Array, *, batch_size: int, seconds: float) -> None:
+    """Account for the steps whose `stats` these are, and close each epoch of `lengths` that others of them follow."""
+    share = seconds / max(len(stats), 1)
+    for length in lengths:
+        part, stats = stats[:length], stats[length:]
+        run.state.count(part, batch_size=batch_size, seconds=share * len(part))
+        if not len(stats):
+            return
+        run.state.close_epoch(_row(run, run.state.epochs_closed + 1))
 
 
 def _check_step(run: Run, index: Array) -> None:
@@ -264,24 +306,31 @@ def _check_step(run: Run, index: Array) -> None:
 
 def _close_epoch(run: Run, epoch: int) -> None:
     """Gather the epoch's row of the history from its sums and the callbacks."""
-    state, n_steps, last = run.state, run.steps_per_epoch, max(run.state.step - 1, 0)
+    state = run.state
     # The bound of a step is looked at before its update.
     if tensor := state.first_not_finite(run.algorithm.plan.network.layout):
         raise run.diverged(tensor)
-    algorithm = run.scheduled(last)
-    row: dict[str, Any] = {
-        "epoch": epoch,
-        "step": state.step,
-        **algorithm.history_row((state.sums / n_steps).tolist(), step=last),
-        "learning_rate": algorithm.optimizer.learning_rate,
-        "seconds": state.epoch_seconds,
-        "samples_per_second": state.epoch_samples / max(state.epoch_seconds, 1e-9),
-    }
+    row = _row(run, epoch)
     for callback in run.callbacks:
         columns = callback.epoch_columns(run.model, epoch)
         if taken := row.keys() & columns.keys():
             raise ValueError(f"{type(callback).__name__} measures {', '.join(sorted(taken))}, a column that is there")
         row |= {name: value.item() if isinstance(value, np.generic) else value for name, value in columns.items()}
     state.close_epoch(row)
+    run.epochs_told = epoch
     run.stopped = any([callback.after_epoch(run.model, epoch, state.history) for callback in run.callbacks])
     _tell_steps(run)
+
+
+def _row(run: Run, epoch: int) -> dict[str, Any]:
+    """Return the epoch's row of the history but for what callbacks measure."""
+    state, last = run.state, max(run.state.step - 1, 0)
+    algorithm = run.scheduled(last)
+    return {
+        "epoch": epoch,
+        "step": state.step,
+        **algorithm.history_row((state.sums / run.steps_per_epoch).tolist(), step=last),
+        "learning_rate": algorithm.optimizer.learning_rate,
+        "seconds": state.epoch_seconds,
+        "samples_per_second": state.epoch_samples / max(state.epoch_seconds, 1e-9),
+    }
