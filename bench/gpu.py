@@ -1,9 +1,9 @@
 """Steps of the CUDA engine on a GPU beside PyTorch's and JAX's, over minibatch sizes and widths, and the targets.
 
-``python -m fastvae.bench.gpu constants``, then ``steps ours``, ``steps torch`` and ``steps jax``, each a process of its
-own, so that one that fails takes no other with it; then ``report``, which joins their files. A file is written anew
-after every measurement. Everybody trains the paper's network with Adagrad on the same rows, which lie on the device as
-bytes.
+``python -m fastvae.bench.gpu constants``, then ``steps ours``, ``run``, ``steps torch`` and ``steps jax``, each a
+process of its own, so that one that fails takes no other with it; then ``report``, which joins their files. A file is
+written anew after every measurement. ``host`` needs no GPU. Everybody trains the paper's network with Adagrad on the
+same rows, which lie on the device as bytes.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ import click
 import numpy as np
 
 from fastvae import backends
-from fastvae.bench.cases import Case
+from fastvae.bench.cases import CASES, Case
 from fastvae.bench.data import Minibatches
 from fastvae.bench.gpu_constants import measure_constants, spread
+from fastvae.bench.gpu_run import IdleDevice, whole_run
 from fastvae.bench.gpu_targets import TARGET_SHAPES, judged, with_ratios
 from fastvae.data import Dataset
 from fastvae.errors import one_line
 from fastvae.files import replace_file
 from fastvae.kernels import Plan
-from fastvae.kernels.cuda import paths
+from fastvae.kernels.cuda import CudaPlan, paths
 from fastvae.network import Network, initialise
 from fastvae.optimizer import Optimizer
 
@@ -409,18 +410,51 @@ def steps(who: str, sweep: bool, go_on: bool, seconds: float, json_file: Path) -
 
 
 @main.command()
+@click.option("--samples", type=float, default=1e8, show_default=True, help="Datapoints to train on.")
+@click.option("--seconds", type=float, default=60.0, show_default=True, help="No epoch is begun after so many.")
+@json_option
+def run(samples: float, seconds: float, json_file: Path) -> None:
+    """Time the paper's run on MNIST through the training loop, in bf16, and add it to the file."""
+    _require_engine()
+    case = case_of(*TARGET_SHAPES[0])
+    engine = backends.load("cuda")
+    plan = engine.plan(case.network, rows=case.batch_size, draws=1, precision="bf16", n_threads=1)
+    document = _read(json_file) if json_file.exists() else {"versions": _versions()}
+    document["run"] = whole_run(case, case.load(), plan, samples=int(samples), seconds=seconds)
+    _write(json_file, document)
+    click.echo(json.dumps(document["run"], indent=1))
+
+
+@main.command()
+@click.option("--samples", type=float, default=1e7, show_default=True, help="Datapoints to train on.")
+def host(samples: float) -> None:
+    """Time what the host does in such runs, with a device that takes no time in place of the GPU."""
+    for name in ("mnist", "freyface"):
+        case = CASES[name]
+        sizes = {"rows": case.batch_size, "draws": 1, "precision": "bf16", "n_threads": 1}
+        plan = CudaPlan(case.network, device=IdleDevice(), name="cuda", **sizes)
+        data = case.load()
+        free, halted = (
+            whole_run(case, data, plan, samples=int(samples), every_epoch=every_epoch)["us_per_step"]
+            for every_epoch in (False, True)
+        )
+        click.echo(f"{name}: the host takes {free:.1f} us for a step, {halted:.1f} with a halt after every epoch")
+
+
+@main.command()
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path))
 @json_option
 def report(files: tuple[Path, ...], json_file: Path) -> None:
     """Join what was measured into one document, with ratios and the targets. Files that are missing are named."""
     document: dict[str, Any] = {"format": "fastvae bench gpu 1", "device": None, "versions": {}, "constants": {}}
+    document["run"] = {}
     lists: dict[str, list[Any]] = {"steps": [], "failed": [], "left_out": [], "missing": []}
     for path in files:
         if not path.exists():
             lists["missing"].append(path.name)
             continue
         part = _read(path)
-        for key in ("device", "constants"):
+        for key in ("device", "constants", "run"):
             document[key] = part.get(key) or document[key]
         document["versions"] |= part["versions"]
         for key in ("steps", "failed", "left_out"):
@@ -428,7 +462,7 @@ def report(files: tuple[Path, ...], json_file: Path) -> None:
     document |= lists
     document["crossover_flops"] = paths.CROSSOVER
     document["steps"] = with_ratios(document["steps"])
-    document["targets"] = judged(document["steps"], document["constants"])
+    document["targets"] = judged(document["steps"], document["constants"], document["run"])
     _write(json_file, document)
     for target in document["targets"]:
         click.echo(f"{target['target']}: {target['verdict']} ({target['figures']})")

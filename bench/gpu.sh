@@ -66,18 +66,19 @@ part install 50 "${python[@]}" -m pip install --quiet --no-index --no-deps --no-
 part cupy 10 "${python[@]}" -c 'import cupy; cupy.show_config()'
 part info 10 "$PYTHONPATH/bin/fastvae" info
 export FASTVAE_REQUIRE=cuda
-part tests 110 env OPENBLAS_NUM_THREADS=2 COLUMNS=250 "${python[@]}" -m pytest -m "gpu and not slow" "${workers[@]}" --maxfail 40 \
+part tests 100 env OPENBLAS_NUM_THREADS=2 COLUMNS=250 "${python[@]}" -m pytest -m "gpu and not slow" "${workers[@]}" --maxfail 40 \
   --continue-on-collection-errors --junitxml "$out/tests.xml"
 part constants 25 "${gpu[@]}" constants --json "$out/constants.json"
 part ours 38 "${gpu[@]}" steps ours --seconds 32 --json "$out/ours.json"
-part torch 110 "${gpu[@]}" steps torch --seconds 85 --json "$out/torch.json"
+part run 45 "${gpu[@]}" run --seconds 35 --json "$out/ours.json"
+part torch 95 "${gpu[@]}" steps torch --seconds 72 --json "$out/torch.json"
 part jax 37 "${gpu[@]}" steps jax --seconds 30 --json "$out/jax.json"
-part ours-sweep 35 "${gpu[@]}" steps ours --sweep --go-on --seconds 28 --json "$out/ours.json"
-part torch-sweep 25 "${gpu[@]}" steps torch --sweep --go-on --seconds 18 --json "$out/torch.json"
+part ours-sweep 28 "${gpu[@]}" steps ours --sweep --go-on --seconds 22 --json "$out/ours.json"
+part torch-sweep 22 "${gpu[@]}" steps torch --sweep --go-on --seconds 16 --json "$out/torch.json"
 part jax-sweep 20 "${gpu[@]}" steps jax --sweep --go-on --seconds 12 --json "$out/jax.json"
 part report 5 "${gpu[@]}" report "$out"/{constants,ours,torch,jax}.json --json "$out/gpu.json"
 [ ${#workers[@]} -eq 0 ] || workers+=(--timeout 50)
-part sanitizer 55 "${python[@]}" -m pytest -m "gpu and slow" "${workers[@]}" tests/test_cuda.py
+part sanitizer 45 "${python[@]}" -m pytest -m "gpu and slow" "${workers[@]}" tests/test_cuda.py
 if [ -z "$dry" ]; then
   printf '=== failed tests, exit codes\n'
   grep -sE '^(FAILED|ERROR) ' "$out/tests.log" | cut -c -200 | head -n 40
