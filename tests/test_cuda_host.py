@@ -369,6 +369,19 @@ def test_calls_of_a_few_lengths_find_their_graphs_again() -> None:
     assert recorded == [6, 3, 0, 0, 4]
 
 
+def test_long_calls_of_any_length_have_one_graph() -> None:
+    device, recorded = RecordingDevice(), list[int]()
+    device.rate = 2.9e6
+    training = Training(Network(20, 2, (9,), (8,)), rows=4, steps=300)
+    plan = training.plan(device)
+    for steps in (300, 225, 250, 210):
+        device.recorded = ()
+        training.run(plan, steps=steps)
+        recorded.append(len(device.recorded) // 6)
+        assert training.done[0] == steps
+    assert recorded == [7, 0, 0, 0]
+
+
 @pytest.mark.parametrize("products", paths.PATHS)
 def test_an_interrupt_leaves_a_whole_number_of_steps(products: str) -> None:
     """Wherever it falls: `done` says how many, and parameters and state are those after as many."""

@@ -30,6 +30,7 @@ __all__ = ["Training"]
 # A graph is at most so long: Ctrl-C waits for two of them.
 _GRAPH_SECONDS = 0.02
 _MAX_GRAPH_STEPS = 256
+_MANY_GRAPHS = 32  # of so many in a call, what is left over in the last is little
 _GRAPHS_KEPT = 4  # calls of a few lengths follow each other: whole chunks, and the rest of an epoch
 # How much quicker products are than float32's, roughly: between two graphs the device waits for the host.
 _SPEED = {"fp32": 1, "tf32": 4, "bf16": 8}
@@ -162,11 +163,14 @@ class Training:
         return graph
 
     def _graph_length(self, n_steps: int, rows: int) -> int:
-        """Steps of a graph: so many that few are left over, for those take nearly as long as others."""
+        """Steps of a graph: so many that few are left over, for those take nearly as long as others.
+
+        The same for all calls that are long: their lengths differ, and a graph takes long to record.
+        """
         rate = self._device.rate * _SPEED[self._precision]
         seconds = step_flops(self._network, rows, self._draws) / rate
         most = min(_MAX_GRAPH_STEPS, max(1, int(_GRAPH_SECONDS / seconds)))
-        return -(-n_steps // -(-n_steps // most))
+        return most if n_steps >= _MANY_GRAPHS * most else -(-n_steps // -(-n_steps // most))
 
     def _room(self, n_steps: int, rows: int) -> Tables:
         """Tables for so many steps: those of an earlier call where they are large enough, so that graphs hold."""
