@@ -51,8 +51,8 @@ class LearningRateSchedule(_Schedule):
     """Multiply the learning rate by a factor that changes from epoch to epoch, or every so many steps.
 
     The rate itself stays `learning_rate` of the model or its `Optimizer`; several schedules multiply. The history has
-    the rate of each epoch's last step. By epochs a schedule costs nothing; each value within an epoch is a call of its
-    own of the engine, see `every`.
+    the rate of each epoch's last step. Each value is a call of its own of the engine: by epochs that costs as good as
+    nothing on a processor, and on a GPU what `Callback.every_epoch` costs.
 
     Parameters
     ----------
@@ -120,8 +120,8 @@ class KLAnneal(_Schedule):
     """Multiply `kl_weight` by a factor that changes from epoch to epoch, or every so many steps.
 
     The bounds reported stay unweighted. A weight that rises in a straight line from step to step is the model's
-    `kl_warmup`, which the engines do without any cost; by epochs a schedule costs nothing either, and each value within
-    an epoch is a call of its own of the engine, see `every`.
+    `kl_warmup`, which the engines do without any cost; here each value is a call of its own of the engine, as in
+    `LearningRateSchedule`.
 
     Parameters
     ----------
