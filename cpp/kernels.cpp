@@ -3,7 +3,7 @@
 #include "kernels.hpp"
 
 #include <utility>
-#if defined(__AVX__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -48,6 +48,7 @@ constexpr Kernels table = {
     list_columns,
     philox,
     normal,
+    order_keys,
     latent_forward,
     latent_backward,
     latent_forward_sampled,
