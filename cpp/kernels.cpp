@@ -5,6 +5,8 @@
 #include <utility>
 #if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
 #define FASTVAE_JOIN2(a, b) a##b

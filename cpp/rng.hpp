@@ -4,8 +4,8 @@
 typedef uint64_t VL __attribute__((vector_size(4 * W)));
 typedef uint32_t VS __attribute__((vector_size(2 * W)));  // the low halves of a VL
 
-// (a mod 2^32) b in each lane. By name, since GCC multiplies whole lanes of 64 bits: with this the words take a third
-// to a half of the time.
+// (a mod 2^32) b in each lane. By name, since GCC multiplies whole lanes of 64 bits; the product of halves makes normals
+// in 0.6 to 0.75 of the time on x86-64, and the keys of an order in a sixth to a half.
 inline VL multiply_low(VL a, uint32_t b) {
 #if defined(__AVX512F__)
   return reinterpret_cast<VL>(_mm512_mul_epu32(reinterpret_cast<__m512i>(a), _mm512_set1_epi64(b)));
@@ -13,6 +13,8 @@ inline VL multiply_low(VL a, uint32_t b) {
   return reinterpret_cast<VL>(_mm256_mul_epu32(reinterpret_cast<__m256i>(a), _mm256_set1_epi64x(b)));
 #elif defined(__SSE2__)
   return reinterpret_cast<VL>(_mm_mul_epu32(reinterpret_cast<__m128i>(a), _mm_set1_epi64x(b)));
+#elif defined(__ARM_NEON)
+  return reinterpret_cast<VL>(vmull_u32(vmovn_u64(reinterpret_cast<uint64x2_t>(a)), vdup_n_u32(b)));
 #else
   return (a & uint64_t{0xFFFFFFFF}) * uint64_t{b};
 #endif

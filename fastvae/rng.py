@@ -148,7 +148,7 @@ def normal(
 def epoch_order(n_rows: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
     """Return the order of an epoch: a stable sort of 64-bit random keys.
 
-    The C++ engine works it out where it can be used, in a tenth of NumPy's time; the order is the same.
+    The C++ engine works it out where it can be used, in less than a tenth of NumPy's time; the order is the same.
 
     Parameters
     ----------
