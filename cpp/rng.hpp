@@ -4,8 +4,8 @@
 typedef uint64_t VL __attribute__((vector_size(4 * W)));
 typedef uint32_t VS __attribute__((vector_size(2 * W)));  // the low halves of a VL
 
-// (a mod 2^32) b in each lane. By name, since GCC multiplies whole lanes of 64 bits; the product of halves makes normals
-// in 0.6 to 0.75 of the time on x86-64, and the keys of an order in a sixth to a half.
+// (a mod 2^32) b in each lane. By name, since GCC multiplies whole lanes of 64 bits; the product of halves makes
+// normals in 0.6 to 0.75 of the time on x86-64, and the keys of an order in a sixth to a half.
 inline VL multiply_low(VL a, uint32_t b) {
 #if defined(__AVX512F__)
   return reinterpret_cast<VL>(_mm512_mul_epu32(reinterpret_cast<__m512i>(a), _mm512_set1_epi64(b)));
