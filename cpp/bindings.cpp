@@ -4,6 +4,7 @@
 #include <string>
 
 #include "arguments.hpp"
+#include "order.hpp"
 #include "plan.hpp"
 
 namespace py = pybind11;
@@ -290,6 +291,33 @@ void normal(uint64_t seed, uint64_t step, uint32_t stream, py::object out) {
   kernels.normal(seed, step, stream, p, 0, size);
 }
 
+// Length of an array of one axis.
+py::ssize_t length(const std::string& name, const py::object& value) {
+  py::array a = as_array(name, value);
+  if (a.ndim() != 1) throw py::value_error(name + " must have 1 axis, got shape " + text(shape_of(a)));
+  return a.shape(0);
+}
+
+void epoch_order(uint64_t seed, uint64_t epoch, py::object out) {
+  py::ssize_t n = length("out", out);
+  auto order = output<int64_t>("out", out, {n});
+  if (n > (py::ssize_t{1} << 33)) throw py::value_error("out must hold at most 2^33 rows");
+  const Kernels& kernels = select_kernels();
+  ReleasedGil released;
+  std::unique_ptr<uint64_t[]> keys(new uint64_t[n]);
+  kernels.order_keys(seed, epoch, keys.get(), static_cast<long>(n));
+  stable_order(keys.get(), n, order);
+}
+
+// The sort alone, of keys that are given: tests ask for equal ones, which random keys are not.
+void bound_stable_order(py::object keys, py::object out) {
+  py::ssize_t n = length("keys", keys);
+  auto k = input<uint64_t>("keys", keys, {n});
+  auto order = output<int64_t>("out", out, {n});
+  ReleasedGil released;
+  stable_order(k, n, order);
+}
+
 py::list isa_levels() {
   Levels levels = available_levels();
   py::list names;
@@ -320,6 +348,8 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
   m.def("plan", &plan, "network"_a, py::kw_only(), "rows"_a, "draws"_a, "precision"_a, "n_threads"_a);
   m.def("philox", &philox, py::kw_only(), "counter"_a, "key"_a, "out"_a);
   m.def("normal", &normal, py::kw_only(), "seed"_a, "step"_a, "stream"_a, "out"_a);
+  m.def("epoch_order", &epoch_order, py::kw_only(), "seed"_a, "epoch"_a, "out"_a);
+  m.def("stable_order", &bound_stable_order, py::kw_only(), "keys"_a, "out"_a, "Stable argsort of random 64-bit keys.");
   m.def("isa_level", &isa_level, "Instruction-set level in use: the widest, or the one FASTVAE_SIMD_LEVEL names.");
   m.def("isa_levels", &isa_levels, "Instruction-set levels this machine can run, narrowest first.");
 

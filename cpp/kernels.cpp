@@ -3,8 +3,10 @@
 #include "kernels.hpp"
 
 #include <utility>
-#if defined(__AVX__)
+#if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
 #define FASTVAE_JOIN2(a, b) a##b
@@ -48,6 +50,7 @@ constexpr Kernels table = {
     list_columns,
     philox,
     normal,
+    order_keys,
     latent_forward,
     latent_backward,
     latent_forward_sampled,

@@ -27,7 +27,13 @@ enum class Estimator : int { sgvb_b, sgvb_a };  // KL divergence analytic (equat
 enum class Rule : int { adagrad, adam, sgd, hold };
 
 // Fourth counter word of the noise: fastvae/rng.py has the list.
-enum Stream : uint32_t { stream_latent = 0, stream_binarize = 1, stream_binarize_fixed = 2, stream_dream = 8 };
+enum Stream : uint32_t {
+  stream_latent = 0,
+  stream_binarize = 1,
+  stream_binarize_fixed = 2,
+  stream_order = 4,
+  stream_dream = 8
+};
 
 // A matrix as lists of its units that are not zero, in order: those of row (or column) i from start[i] to end[i], with
 // `room` for each.
@@ -164,6 +170,7 @@ struct Kernels {
   void (*list_columns)(const float* x, long ld, int n, const Lists&, int begin, int end, float* scratch);
   void (*philox)(const uint32_t key[2], const uint32_t counter[4], uint32_t out[4]);
   void (*normal)(uint64_t seed, uint64_t step, uint32_t stream, float* out, long begin, long end);
+  void (*order_keys)(uint64_t seed, uint64_t epoch, uint64_t* keys, long rows);
   void (*latent_forward)(const Latent&, int begin, int end);
   void (*latent_backward)(const Latent&, int begin, int end);
   void (*latent_forward_sampled)(const Latent&, int begin, int end);

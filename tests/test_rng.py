@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import naive
 import numpy as np
 import pytest
 
-from fastvae import rng
+from fastvae import backends, rng
 from fastvae.kernels import Array, Engine
 from fastvae.rng import Stream
 
@@ -126,16 +128,95 @@ def test_engines_keep_the_streams_apart(engine: Engine) -> None:
     assert len(np.unique(np.stack(draws), axis=0)) == len(draws)
 
 
+@pytest.fixture
+def native() -> Any:
+    """The C++ engine with what it has beyond the contract."""
+    if reason := backends.unavailable("cpp"):
+        pytest.skip(reason)
+    return backends.load("cpp")
+
+
+@pytest.fixture(params=["numpy", "cpp"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Either way to the order of an epoch; it cannot take the other."""
+    if request.param == "cpp":
+        request.getfixturevalue("native")
+        monkeypatch.setattr(np, "argsort", None)
+    else:
+        monkeypatch.setattr(backends, "unavailable", lambda name: f"{name} is not here")
+    return str(request.param)
+
+
 @pytest.mark.parametrize("n_rows", [0, 1, 2, 3, 10, 1000])
-def test_epoch_order_is_a_permutation(n_rows: int) -> None:
+def test_epoch_order_is_a_permutation(way: str, n_rows: int) -> None:
     order = rng.epoch_order(n_rows, seed=4, epoch=2)
     assert order.dtype == np.int64
     np.testing.assert_array_equal(np.sort(order), np.arange(n_rows))
 
 
-@pytest.mark.parametrize(("seed", "epoch"), [(0, 0), (2**64 - 1, 3), (9, 2**32 + 1)])
-def test_epoch_order_equals_the_loops(seed: int, epoch: int) -> None:
+@pytest.mark.parametrize(("seed", "epoch"), [(0, 0), (2**64 - 1, 3), (9, 2**32 + 1), (2**63 + 5, 2**64 - 1)])
+def test_epoch_order_equals_the_loops(way: str, seed: int, epoch: int) -> None:
     assert rng.epoch_order(23, seed=seed, epoch=epoch).tolist() == naive.epoch_order(23, seed=seed, epoch=epoch)
+
+
+@pytest.mark.parametrize("n_rows", [0, 1, 2, 3, 31, 32, 33, 100, 2047, 2048, 60000])
+@pytest.mark.parametrize(("seed", "epoch"), [(0, 0), (2**64 - 1, 2**64 - 1), (2**32, 2**33 + 7)])
+def test_order_of_an_epoch_at_every_instruction_set(
+    native: Any, monkeypatch: pytest.MonkeyPatch, n_rows: int, seed: int, epoch: int
+) -> None:
+    keys = rng.words(2 * n_rows, seed=seed, step=epoch, stream=Stream.ORDER).view(np.uint64)
+    expected = np.argsort(keys, kind="stable")
+    for level in native.isa_levels():
+        monkeypatch.setenv("FASTVAE_SIMD_LEVEL", level)
+        out = np.full(n_rows, -1)
+        native.epoch_order(seed=seed, epoch=epoch, out=out)
+        np.testing.assert_array_equal(out, expected, err_msg=level)
+
+
+def _keys(kind: str, count: int) -> Array:
+    draw = np.random.default_rng(count)
+    keys = draw.integers(0, 2**64, count, dtype=np.uint64)
+    return {
+        "random": keys,
+        "equal": np.full(count, keys[:1].sum()),
+        "extremes": np.where(keys % 2 == 0, np.uint64(0), np.uint64(2**64 - 1)),
+        "few": keys >> np.uint64(60) << np.uint64(60),  # 16 values that differ in the top bits,
+        "low": keys >> np.uint64(60),  # in the lowest, which the radix passes do not read,
+        "mixed": (keys >> np.uint64(62) << np.uint64(62)) | (keys & np.uint64(3)),  # and in both
+        "falling": np.sort(keys)[::-1].copy(),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["random", "equal", "extremes", "few", "low", "mixed", "falling"])
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 63, 64, 65, 3000])
+def test_the_engines_sort_keeps_rows_of_equal_keys_in_order(native: Any, count: int, kind: str) -> None:
+    keys, out = _keys(kind, count), np.full(count, -1)
+    native.stable_order(keys=keys, out=out)
+    np.testing.assert_array_equal(out, np.argsort(keys, kind="stable"))
+
+
+@pytest.mark.parametrize(
+    ("out", "error"),
+    [
+        (np.empty(3, np.int32), TypeError),
+        ([0, 0, 0], TypeError),
+        (np.empty((3, 1), np.int64), ValueError),
+        (np.empty(6, np.int64)[::2], ValueError),
+        (np.frombuffer(bytes(24), np.int64), ValueError),  # read-only
+    ],
+)
+def test_the_engine_refuses_what_cannot_hold_an_order(native: Any, out: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="out must"):
+        native.epoch_order(seed=0, epoch=0, out=out)
+    with pytest.raises(error, match="out must"):
+        native.stable_order(keys=np.zeros(3, np.uint64), out=out)
+
+
+def test_epoch_order_does_without_an_instruction_set_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks for the C++ engine is told of it; the other backends train as without one."""
+    expected = rng.epoch_order(50, seed=1, epoch=1)
+    monkeypatch.setenv("FASTVAE_SIMD_LEVEL", "sse9")
+    np.testing.assert_array_equal(rng.epoch_order(50, seed=1, epoch=1), expected)
 
 
 def test_epoch_order_differs_by_epoch_and_seed() -> None:
