@@ -89,12 +89,18 @@ void order_keys(uint64_t seed, uint64_t epoch, uint64_t* keys, long rows) {
 // x[d] becomes [u < x[d]], u from word `first + d` of the stream.
 void binarize_row(float* x, int n, uint64_t seed, uint64_t step, uint32_t stream, long first) {
   uint32_t words[4][W];
+  float draws[4 * W];
   for (long block = first / 4; block * 4 < first + n; block += W) {
     philox_blocks(seed, step, stream, static_cast<uint32_t>(block), words);
-    for (int l = 0; l < 4 * W; ++l) {
-      long d = block * 4 + l - first;
-      // compared in float64, where u = (k + 1/2) / 2^24 is exact
-      if (d >= 0 && d < n) x[d] = (words[l % 4][l / 4] >> 8) + 0.5 < x[d] * 16777216.0 ? 1.0f : 0.0f;
+    for (int i = 0; i < 4; ++i)
+      for (int l = 0; l < W; ++l) draws[4 * l + i] = static_cast<float>(static_cast<int32_t>(words[i][l] >> 8));
+    const long begin = block * 4 - first;  // in x
+    const int from = static_cast<int>(begin < 0 ? -begin : 0),
+              to = static_cast<int>(n - begin < 4 * W ? n - begin : 4 * W);
+    for (int i = from; i < to; ++i) {
+      // u < x is k + 1/2 < y, of y = 2^24 x. It is exact: from 2^23 on y is an integer, and 1/2 decides nothing.
+      const float y = x[begin + i] * 0x1p24f;
+      x[begin + i] = draws[i] + (y < 0x1p23f ? 0.5f : 0.0f) < y ? 1.0f : 0.0f;
     }
   }
 }

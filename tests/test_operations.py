@@ -411,6 +411,23 @@ def test_binarize_at_the_ends_of_u(
         assert x[0, element] == pixel
 
 
+@pytest.mark.parametrize("shift", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("beside", [-1.0, 0.0, 2.0])
+def test_binarize_is_exact_wherever_u_lies(engine: Engine, shift: float, beside: float) -> None:
+    """Grey levels at u, half a step of it below and above, and their neighbours in float32."""
+    words = (rng.words(4096, seed=0, step=3, stream=rng.Stream.BINARIZE) >> 8).astype(np.float64)
+    grey = ((words + shift) / 2**24).astype(np.float32)
+    if beside:
+        grey = np.clip(np.nextafter(grey, np.float32(beside)), 0, 1)
+    ref = (words + 0.5) / 2**24 < grey
+    for precision in engine.PRECISIONS:
+        network = Network(4096, 1, encoder_hidden=(), decoder_hidden=())
+        plan = engine.plan(network=network, rows=1, draws=1, precision=precision, n_threads=1)
+        x, index = np.empty((1, 4096), DTYPES[precision]), np.zeros(1, np.int64)
+        plan.gather(data=grey[np.newaxis], index=index, scale=1.0, binarize="dynamic", seed=0, step=3, x=x)
+        np.testing.assert_array_equal(x[0], ref)
+
+
 # --- extreme inputs -------------------------------------------------------------------------------------------------
 
 
