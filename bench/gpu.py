@@ -368,7 +368,7 @@ def steps(who: str, sweep: bool, go_on: bool, seconds: float, json_file: Path) -
     turns, turn_seconds = _SWEEP_TURNS if sweep else _TURNS
     document: dict[str, Any] = {"who": who, "versions": _versions(), "steps": [], "failed": [], "left_out": []}
     if go_on and json_file.exists():
-        document = _read(json_file)
+        document |= _read(json_file)
     known = [_label(**line) for line in (*document["steps"], *document["failed"])]
     data = case_of(*TARGET_SHAPES[0]).load()
     cases = [case_of(*shape) for shape in (SWEEP_SHAPES if sweep else TARGET_SHAPES)]

@@ -93,10 +93,19 @@ def test_a_whole_run_is_timed_and_added_to_the_file(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(Case, "load", lambda case: as_dataset(grey_levels(10, 784), scale=1 / 255))
     with fake_cupy.installed(monkeypatch):
         done = CliRunner().invoke(gpu.main, ["run", "--samples", "40", "--json", str(target)])
-    assert done.exit_code == 0, done.output
-    result = json.loads(target.read_text())
-    assert result["steps"] == [1]
-    assert result["run"]["samples"] == 45  # whole epochs of nine rows
+        assert done.exit_code == 0, done.output
+        result = json.loads(target.read_text())
+        assert result["steps"] == [1]
+        assert result["run"]["samples"] == 45  # whole epochs of nine rows
+        monkeypatch.setattr(gpu, "SWEEP_SHAPES", ((4, 5),))
+        target.write_text(json.dumps({"versions": {}, "run": result["run"]}))  # where the part before it has failed
+        done = CliRunner().invoke(
+            gpu.main, ["steps", "ours", "--sweep", "--go-on", "--seconds", "0", "--json", str(target)]
+        )
+        assert done.exit_code == 0, done.output
+    added = json.loads(target.read_text())
+    assert added["run"] == result["run"]
+    assert {line["M"] for line in added["left_out"]} == {4}
     assert 0 < result["run"]["seconds_in_engine"] < result["run"]["seconds"]
 
 
