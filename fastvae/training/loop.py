@@ -316,7 +316,8 @@ def _close_epoch(run: Run, epoch: int) -> None:
         if taken := row.keys() & columns.keys():
             raise ValueError(f"{type(callback).__name__} measures {', '.join(sorted(taken))}, a column that is there")
         row |= {name: value.item() if isinstance(value, np.generic) else value for name, value in columns.items()}
-    state.close_epoch(row)
+    with gated_interrupts():
+        state.close_epoch(row)
     run.epochs_told = epoch
     run.stopped = any([callback.after_epoch(run.model, epoch, state.history) for callback in run.callbacks])
     _tell_steps(run)

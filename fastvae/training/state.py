@@ -89,10 +89,9 @@ class State:
         self.epoch_seconds += seconds
 
     def close_epoch(self, row: dict[str, Any]) -> None:
-        """Append a row to the history and start the next epoch's sums."""
-        with gated_interrupts():
-            append_row(self.history, row)
-            self.start_epoch()
+        """Append a row to the history and start the next epoch's sums; an interrupt must not cut it."""
+        append_row(self.history, row)
+        self.start_epoch()
 
     def start_epoch(self) -> None:
         """Forget the sums of an epoch."""
@@ -193,7 +192,8 @@ def append_row(table: dict[str, list[Any]], row: dict[str, Any]) -> None:
     """Append a row to a dict of columns; a column that either side lacks is filled with None."""
     length = len(next(iter(table.values()), []))
     for name in row:
-        table.setdefault(name, [None] * length)
+        if name not in table:
+            table[name] = [None] * length
     for name, column in table.items():
         column.append(row.get(name))
 
