@@ -97,6 +97,7 @@ class CupyDevice:
         self.shared_bytes = runtime.deviceGetAttribute(_MAX_SHARED_BYTES, cupy.cuda.Device().id)
         self._overlap, self._device, self._process = overlap, cupy.cuda.Device(), os.getpid()
         self.stream, self._copies = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
+        self.handle = int(self.stream.ptr)
         self._recent: Sequence[Work] = ()
         self._products: Cublas | None = None
 

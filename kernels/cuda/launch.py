@@ -158,11 +158,13 @@ class Device(Protocol):
     """A stream of work on one device. Everything is done in the order in which it was asked for.
 
     `rate` is a rough number of float32 operations a second, by which graphs are kept short enough for Ctrl-C;
-    `shared_bytes` is the most shared memory that a block may have.
+    `shared_bytes` is the most shared memory that a block may have; `handle` is the stream, as the CUDA array interface
+    names it.
     """
 
     rate: float
     shared_bytes: int
+    handle: int
 
     def zeros(self, size: int) -> Buffer:
         """Allocate `size` bytes of zeros, or raise MemoryError."""

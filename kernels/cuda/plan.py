@@ -20,6 +20,7 @@ from fastvae.kernels.cuda.gather import arrays_of, dataset_at, gather
 from fastvae.kernels.cuda.latent import Latent, latent_backward, latent_forward
 from fastvae.kernels.cuda.launch import NOWHERE, Device, Launch, Matrix
 from fastvae.kernels.cuda.optimizer import update, update_at
+from fastvae.kernels.cuda.place import DevicePlace
 from fastvae.kernels.cuda.train_steps import Training
 from fastvae.kernels.cuda.workspace import Memory, Workspace, aligned, backward, forward, inputs, pack
 from fastvae.kernels.turn import Turn
@@ -106,6 +107,7 @@ class CudaPlan(CheckedPlan):
     def __init__(self, network: Network, *, device: Device, name: str, products: str = "auto", **sizes: Any) -> None:
         super().__init__(network, name=name, dtypes=_DTYPES, **sizes)
         self._device, self._turn = device, Turn()
+        self.place = DevicePlace(device, self._turn)
         self._memory = Memory(device)
         self._work = Workspace(network, self._memory, self.rows, self.draws)
         self._exchange, self._products = _Exchange(device), products

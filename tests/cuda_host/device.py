@@ -12,6 +12,7 @@ import tempfile
 import weakref
 from collections.abc import Sequence, Set
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -136,9 +137,10 @@ class HostDevice:
     """A device whose threads are fibers and whose memory is NumPy's; `seed` orders the fibers and the blocks."""
 
     rate = 1e8
+    _handles = count(1000)
 
     def __init__(self, seed: int = 0, *, shared_bytes: int = SHARED_BYTES) -> None:
-        self.seed, self.shared_bytes = seed, shared_bytes
+        self.seed, self.shared_bytes, self.handle = seed, shared_bytes, next(self._handles)
         self._buffers = weakref.WeakSet[HostBuffer]()
 
     def zeros(self, size: int) -> HostBuffer:
