@@ -134,13 +134,17 @@ class HostGraph:
 
 
 class HostDevice:
-    """A device whose threads are fibers and whose memory is NumPy's; `seed` orders the fibers and the blocks."""
+    """A device whose threads are fibers and whose memory is NumPy's; `seed` orders the fibers and the blocks.
+
+    `uploaded` and `downloaded` have the bytes of each copy from and to the host.
+    """
 
     rate = 1e8
     _handles = count(1000)
 
     def __init__(self, seed: int = 0, *, shared_bytes: int = SHARED_BYTES) -> None:
         self.seed, self.shared_bytes, self.handle = seed, shared_bytes, next(self._handles)
+        self.uploaded, self.downloaded = list[int](), list[int]()
         self._buffers = weakref.WeakSet[HostBuffer]()
 
     def zeros(self, size: int) -> HostBuffer:
@@ -156,6 +160,7 @@ class HostDevice:
 
     def upload(self, address: int, array: Array) -> None:
         """Copy in."""
+        self.uploaded.append(array.nbytes)
         ctypes.memmove(address, array.ctypes.data, array.nbytes)
 
     def pinned(self, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -168,6 +173,7 @@ class HostDevice:
 
     def download(self, array: Array, address: int) -> None:
         """Copy out."""
+        self.downloaded.append(array.nbytes)
         ctypes.memmove(array.ctypes.data, address, array.nbytes)
 
     def run(self, launches: Sequence[Work], precision: str) -> None:
