@@ -18,9 +18,11 @@ __all__ = ["Place", "place_of"]
 
 
 class Place(Protocol):
-    """Memory of a plan. Its arrays have ndarray's ``shape``, ``dtype``, ``reshape``, ``a[:m]`` and ``a[np.newaxis]``.
+    """Memory of a plan.
 
-    What else NumPy can do it does with ndarrays alone: an array of another kind refuses it, and has ``get()``, a copy.
+    Its arrays have ndarray's ``shape``, ``dtype``, ``reshape``, ``a[m:n]``, ``a[np.newaxis]``, ``a[m:n] = 0`` and
+    ``a[m:n] = b`` of an ndarray b. What else NumPy can do it does with ndarrays alone: an array of another kind refuses
+    it, and has ``get()``, a copy (`fastvae.data.arrays.on_host` takes either).
     """
 
     def empty(self, *shape: int) -> Array:

@@ -130,6 +130,11 @@ class CupyDevice:
             pointer.memset_async(0, size, self.stream)
             return _CupyBuffer(pointer, size)
 
+    def clear(self, address: int, size: int) -> None:
+        """Fill."""
+        with self.used_by():
+            runtime.memsetAsync(address, 0, size, self.stream.ptr)
+
     def upload(self, address: int, array: Array) -> None:
         """Copy in."""
         if array.nbytes:

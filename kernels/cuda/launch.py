@@ -169,6 +169,9 @@ class Device(Protocol):
     def zeros(self, size: int) -> Buffer:
         """Allocate `size` bytes of zeros, or raise MemoryError."""
 
+    def clear(self, address: int, size: int) -> None:
+        """Set bytes to zero."""
+
     def upload(self, address: int, array: Array) -> None:
         """Copy a contiguous array to the device; it may be changed after the next `download` or `synchronize`."""
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from fastvae.kernels import Array
-from fastvae.kernels.checks import Flags
+from fastvae.kernels.checks import Flags, check_array
 from fastvae.kernels.cuda.arrays import DeviceArray
 from fastvae.kernels.cuda.launch import Device
 from fastvae.kernels.turn import Turn
@@ -45,6 +45,18 @@ class PlacedArray(DeviceArray):
         start, stop, _ = key.indices(len(self))
         shape = (max(stop - start, 0), *self.shape[1:])
         return replace(self, address=self.address + start * prod(shape[1:]) * self.dtype.itemsize, shape=shape)
+
+    def __setitem__(self, key: slice, value: float | Array) -> None:
+        """Set consecutive rows to 0, or to what an array on the host has."""
+        rows = self[key]
+        with self.place.turn:
+            if isinstance(value, np.ndarray):
+                check_array("the value", value, rows.shape, rows.dtype)
+                self.place.device.upload(rows.address, value)
+            elif value == 0:
+                self.place.device.clear(rows.address, rows.nbytes)
+            else:
+                raise TypeError(f"an array on the device is set to 0 or to an ndarray, not to {value!r}")
 
     def reshape(self, *shape: int) -> PlacedArray:
         """Return a view of another shape, one length of which may be -1."""

@@ -158,6 +158,10 @@ class HostDevice:
         for buffer in self._buffers:
             buffer.check()
 
+    def clear(self, address: int, size: int) -> None:
+        """Fill."""
+        ctypes.memset(address, 0, size)
+
     def upload(self, address: int, array: Array) -> None:
         """Copy in."""
         self.uploaded.append(array.nbytes)
