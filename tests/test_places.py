@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import cuda_host
@@ -12,6 +13,7 @@ import pytest
 import scipy.sparse
 from cuda_host import fake_cupy
 from cuda_host.device import HostBuffer, HostDevice
+from test_algorithms import KINDS, SMALL, advance, assert_same_bits, copies_of, make, order_of
 
 from fastvae import VAE, backends, evaluation
 from fastvae.data import as_dataset
@@ -246,10 +248,10 @@ def test_imputation_brings_rows_and_outputs_over_once_an_iteration(
     np.testing.assert_array_equal(found.rows, expected.rows)
 
 
-@pytest.mark.parametrize("algorithm", ["aevb", "wake-sleep"])
+@pytest.mark.parametrize("algorithm", ["aevb", "wake-sleep", "mcem"])
 def test_a_training_set_goes_over_once(on_cuda_host: None, monkeypatch: pytest.MonkeyPatch, algorithm: str) -> None:
     """In all chunks of all epochs, and again where training is taken up again."""
-    vae, rows = model(algorithm=algorithm, n_epochs=2), np.tile(X, (5, 1))
+    vae, rows = model(algorithm=algorithm, n_epochs=2), np.tile(X, (3, 1))
     vae.fit(rows)
     device = training_plan(vae)._device
     assert device.uploaded.count(rows.nbytes) == 1
@@ -259,3 +261,85 @@ def test_a_training_set_goes_over_once(on_cuda_host: None, monkeypatch: pytest.M
     monkeypatch.setattr(cuda_host, "plan", lambda *network, **sizes: without_place(make(*network, **sizes)))
     expected = model(algorithm=algorithm, n_epochs=3).fit(rows)
     np.testing.assert_array_equal(vae.params_, expected.params_)
+
+
+# --- algorithms composed of operations -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Bytes up and down: of each row of a step, and of a step and of a chunk as shares of the parameters."""
+
+    row_up: int
+    row_down: int
+    step_up: float = 0
+    step_down: float = 0
+    chunk: int = 2  # parameters and Adagrad's state
+
+
+def crossings() -> dict[str, Crossing]:
+    d, latent = SMALL.data_dim, 4 * SMALL.latent_dim
+    gathered, heads = d + 16, 2 * latent
+    theta = 1 - SMALL.layout.encoder[-1].end / SMALL.layout.size
+    draws = {name: kind[2] for name, kind in KINDS.items()}
+    k = draws["iwae"]
+    return {
+        # up: mu, logvar and eps; the dream's z; dmu and dlogvar. down: mu and logvar twice; kl and log_px
+        "wake-sleep": Crossing(
+            gathered + heads + draws["wake-sleep"] * latent + latent + heads, 2 * heads + 4 + 4 * draws["wake-sleep"]
+        ),
+        # the same with the weights, once more for the gradient, and dout both ways
+        "iwae": Crossing(gathered + 3 * heads + k * (2 * latent + 4 * d + 4), 2 * heads + k * (8 + 4 * d)),
+        # mu as z twice; the weight prior, which leaves out a part
+        "autoencoder": Crossing(gathered + 2 * latent + heads, heads + latent + 4, 1, 2),
+        # z and its gradient at every leapfrog step; z and the weight prior at every update
+        "mcem": Crossing(gathered + (11 + 5 * 2) * latent, 11 * (latent + 4) + 5 * 4, 5 * theta, 5 * theta),
+        # up: the draw of theta and both gradients. down: means, log variances and the means' gradient
+        "full-vb": Crossing(
+            gathered + 3 * heads + 2 * draws["full-vb"] * latent,
+            2 * heads + 4 + 4 * draws["full-vb"],
+            3 * theta,
+            3 * theta,
+            chunk=4,
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_chunk_brings_over_what_numpy_computes_on(name: str) -> None:
+    """To the same bits; parameters and the optimizer's state once, however many steps it has."""
+    (algorithm, state), (other, expected) = make(cuda_host, name, SMALL), make(cuda_host, name, SMALL)  # type: ignore[arg-type]
+    without_place(other.plan)
+    here, there = algorithm.plan._device, other.plan._device  # type: ignore[attr-defined]
+    (steps, rows), bytes_of, size = (4, 5), crossings()[name], state.params.nbytes
+    np.testing.assert_array_equal(
+        advance(algorithm, state, order_of(steps, rows)), advance(other, expected, order_of(steps, rows))
+    )
+    assert_same_bits(state, copies_of(expected))
+    up = size * (bytes_of.chunk + steps * bytes_of.step_up) + steps * rows * bytes_of.row_up
+    down = size * (bytes_of.chunk + steps * bytes_of.step_down) + steps * rows * bytes_of.row_down
+    assert sum(here.uploaded) <= up < sum(there.uploaded)
+    assert sum(here.downloaded) <= down < sum(there.downloaded)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_state_is_brought_back_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """Ctrl-C on the way is answered behind it. A device that fails leaves the state, and no step counts as done."""
+    algorithm, state = make(cuda_host, "wake-sleep", SMALL)  # type: ignore[arg-type]
+    order, left = order_of(3, 5), [KeyboardInterrupt] * times
+    device: Any = algorithm.plan._device  # type: ignore[attr-defined]
+    download = device.download
+
+    def cut(array: Array, address: int) -> None:
+        if array.shape == state.slots.shape and left:  # the parameters have come down already
+            raise left.pop()
+        download(array, address)
+
+    monkeypatch.setattr(device, "download", cut)
+    with pytest.raises(KeyboardInterrupt):
+        advance(algorithm, state, order)
+    assert state.step == (3 if times == 1 else 0)
+    expected_algorithm, expected = make(cuda_host, "wake-sleep", SMALL)  # type: ignore[arg-type]
+    if times == 1:
+        advance(expected_algorithm, expected, order)
+    assert_same_bits(state, copies_of(expected))
