@@ -58,6 +58,21 @@ def test_an_array_there_has_views() -> None:
         np.testing.assert_array_equal(comp.get(), ref)
 
 
+def test_it_is_set_to_zero_and_to_what_lies_on_the_host() -> None:
+    b = make_plan().place.placed(np.ones((6, 4), np.float32))
+    b[1:3], b[5:] = 0, np.full((1, 4), 7, np.float32)
+    np.testing.assert_array_equal(b.get(), np.repeat([1, 0, 1, 7], [1, 2, 2, 1])[:, np.newaxis] * np.ones(4))
+
+
+@pytest.mark.parametrize(
+    ("value", "error"), [(1, TypeError), (np.ones((2, 4)), TypeError), (np.ones((2, 3), np.float32), ValueError)]
+)
+def test_it_is_set_to_nothing_else(value: Any, error: type[Exception]) -> None:
+    b = make_plan().place.empty(6, 4)
+    with pytest.raises(error, match=r"the value|is set to"):
+        b[:2] = value
+
+
 @pytest.mark.parametrize("read", [np.asarray, np.isfinite, lambda b: np.ones(4) + b, lambda b: b[0], lambda b: [*b]])
 def test_numpy_does_not_read_it_unasked(read: Callable[[Any], Any]) -> None:
     with pytest.raises(TypeError):
@@ -78,6 +93,19 @@ def test_other_plans_wait_for_its_stream() -> None:
     other.likelihood_mean(out=heads, mean=mean)
     assert other._device.followed == {plan._device.handle}
     np.testing.assert_array_equal(mean, 0.5)
+
+
+def test_what_went_over_may_be_changed_at_once() -> None:
+    """An operation whose outputs are all on the device waits for the copies of its inputs too."""
+    plan = make_plan()
+    b = plan.place.placed(np.ones((2, D), np.float32))
+    assert plan._device.under_way == 0
+    b[:] = np.zeros((2, D), np.float32)
+    assert plan._device.under_way == 0
+    index = np.arange(2)
+    plan.gather(data=X, index=index, scale=1.0, binarize="none", seed=0, step=0, x=b)
+    assert plan._device.under_way == 0
+    np.testing.assert_array_equal(b.get(), X[:2])
 
 
 def test_it_is_kept_while_a_view_is() -> None:

@@ -52,7 +52,7 @@ class PlacedArray(DeviceArray):
         with self.place.turn:
             if isinstance(value, np.ndarray):
                 check_array("the value", value, rows.shape, rows.dtype)
-                self.place.device.upload(rows.address, value)
+                self.place.upload(rows.address, value)
             elif value == 0:
                 self.place.device.clear(rows.address, rows.nbytes)
             else:
@@ -97,8 +97,13 @@ class DevicePlace:
                     self.device.zeros(array.nbytes // 4)
             except MemoryError:
                 return array
-            self.device.upload(there.address, array)
+            self.upload(there.address, array)
             return there
+
+    def upload(self, address: int, array: Array) -> None:
+        """Copy in; the array may be changed after it."""
+        self.device.upload(address, array)
+        self.device.synchronize()
 
     def _new(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> PlacedArray:
         buffer = self.device.zeros(max(prod(shape) * dtype.itemsize, 1))

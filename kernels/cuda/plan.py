@@ -40,6 +40,7 @@ class _Call:
         self._device, self._precision = device, precision
         self._next = exchange.room(sum(aligned(a.nbytes) for a in arrays if isinstance(a, np.ndarray)))
         self._outputs: list[tuple[Array, int]] = []
+        self._uploads = False
         self._launches: list[Launch] = []
 
     def _place(self, array: Array) -> int:
@@ -51,7 +52,7 @@ class _Call:
         if isinstance(array, DeviceArray):
             return array.address
         address = self._place(array)
-        self._device.upload(address, array)
+        self._upload(address, array)
         return address
 
     def output(self, array: Any, *, added_to: bool = False) -> int:
@@ -59,9 +60,13 @@ class _Call:
             return array.address
         address = self._place(array)
         if added_to:
-            self._device.upload(address, array)
+            self._upload(address, array)
         self._outputs.append((array, address))
         return address
+
+    def _upload(self, address: int, array: Array) -> None:
+        self._device.upload(address, array)
+        self._uploads = True
 
     def load(self, array: Array, to: Matrix) -> None:
         """Bring rows to padded memory."""
@@ -77,10 +82,12 @@ class _Call:
         self._launches += launches
 
     def finish(self) -> None:
-        """Do it, and fill the outputs."""
+        """Do it, and fill the outputs; what was given on the host may be changed after it."""
         self._device.run(self._launches, self._precision)
         for array, address in self._outputs:
             self._device.download(array, address)
+        if self._uploads and not self._outputs:
+            self._device.synchronize()
 
 
 class _Exchange:

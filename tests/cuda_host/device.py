@@ -136,7 +136,8 @@ class HostGraph:
 class HostDevice:
     """A device whose threads are fibers and whose memory is NumPy's; `seed` orders the fibers and the blocks.
 
-    `uploaded` and `downloaded` have the bytes of each copy from and to the host.
+    `uploaded` and `downloaded` have the bytes of each copy from and to the host; `under_way` are the former that a
+    device might not have made yet.
     """
 
     rate = 1e8
@@ -144,7 +145,7 @@ class HostDevice:
 
     def __init__(self, seed: int = 0, *, shared_bytes: int = SHARED_BYTES) -> None:
         self.seed, self.shared_bytes, self.handle = seed, shared_bytes, next(self._handles)
-        self.uploaded, self.downloaded = list[int](), list[int]()
+        self.uploaded, self.downloaded, self.under_way = list[int](), list[int](), 0
         self._buffers = weakref.WeakSet[HostBuffer]()
 
     def zeros(self, size: int) -> HostBuffer:
@@ -165,6 +166,7 @@ class HostDevice:
     def upload(self, address: int, array: Array) -> None:
         """Copy in."""
         self.uploaded.append(array.nbytes)
+        self.under_way += 1
         ctypes.memmove(address, array.ctypes.data, array.nbytes)
 
     def pinned(self, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -178,6 +180,7 @@ class HostDevice:
     def download(self, array: Array, address: int) -> None:
         """Copy out."""
         self.downloaded.append(array.nbytes)
+        self.under_way = 0
         ctypes.memmove(array.ctypes.data, address, array.nbytes)
 
     def run(self, launches: Sequence[Work], precision: str) -> None:
@@ -202,3 +205,4 @@ class HostDevice:
 
     def synchronize(self) -> None:
         """Nothing is ever pending."""
+        self.under_way = 0
