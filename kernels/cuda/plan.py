@@ -1,7 +1,8 @@
 """One network on a device: checks, memory, and the launches of every operation.
 
 Arrays are canonical outside (contiguous, parameters flat) and padded inside: rows begin at multiples of 64 bytes, and
-columns beyond the width are zero. Operations copy in, compute, and copy out; `train_steps` stays inside.
+columns beyond the width are zero. Operations copy in, compute, and copy out; between host and device only what lies on
+the host. `train_steps` stays inside.
 """
 
 from __future__ import annotations
