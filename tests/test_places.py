@@ -120,9 +120,16 @@ def test_arrays_of_cupy_are_made_on_the_stream_of_the_plan(monkeypatch: pytest.M
         plan = cuda.plan(NETWORK, rows=ROWS, draws=1, precision="fp32", n_threads=1)
         fake_cupy.Stream.seen.clear()
         bound = evaluation.evaluate_bound(plan, PARAMS, DATA, seed=1)
+        cuda._device_of_noise.cache_clear()
+        algorithm, state = make(cuda, "wake-sleep", SMALL)
+        advance(algorithm, state, order_of(3, 5))
         assert fake_cupy.Stream.seen == []
+        cuda._device_of_noise.cache_clear()
     expected = evaluation.evaluate_bound(without_place(make_plan(draws=1)), PARAMS, DATA, seed=1)
     np.testing.assert_array_equal(bound.values, expected.values)
+    algorithm, expected_state = make(cuda_host, "wake-sleep", SMALL)  # type: ignore[arg-type]
+    advance(algorithm, expected_state, order_of(3, 5))
+    assert_same_bits(state, copies_of(expected_state))
 
 
 class SmallDevice(HostDevice):
