@@ -18,6 +18,8 @@ Rules
 - Randomness is that of ``fastvae.rng``: words bit for bit, normals within a few units in the last place.
 - Sums run in one order: the same bits on any number of threads, and a row's result does not depend on the rows beside
   it. (The reference leaves the order to NumPy's BLAS, which chooses it by shape.)
+- Arrays are NumPy's, or of memory that an engine knows better. A plan with an attribute ``place`` brings memory of its
+  own for what goes from one operation to the next: see `fastvae.kernels.places`.
 - ``train_steps`` equals the composition of the operations (``fastvae.training.aevb.compose_step``) up to rounding.
 """
 

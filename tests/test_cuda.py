@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_algorithms import SMALL, advance, assert_same_bits, copies_of, make, order_of
 from tolerances import relative_norm, tolerance
 
 from fastvae import backends
 from fastvae.errors import BackendError
+from fastvae.evaluation import evaluate_bound
 from fastvae.kernels import Engine, Plan
 from fastvae.kernels.cuda import driver, paths
 from fastvae.network import Network, initialise
@@ -183,6 +185,31 @@ def test_the_callers_stream_is_followed_and_led(cuda: Engine) -> None:
         doubled = mean + mean
     stream.synchronize()
     np.testing.assert_array_equal(cupy.asnumpy(doubled), 2 * expected)
+
+
+@pytest.mark.parametrize("name", ["wake-sleep", "mcem", "iwae", "full-vb", "autoencoder"])
+def test_what_lies_between_operations_changes_no_bit(cuda: Engine, name: str) -> None:
+    """On the device or on the host; and where the first batch's memory is used again."""
+    left = []
+    for placed in (True, False):
+        algorithm, state = make(cuda, name, SMALL)
+        if not placed:
+            algorithm.plan.place = None  # type: ignore[attr-defined]
+        advance(algorithm, state, order_of(20, 5), chunks=(1, 19))
+        bound = evaluate_bound(algorithm.plan, state.params, algorithm.dataset, n_draws=3, seed=1)
+        left.append((copies_of(state), bound))
+    assert_same_bits(state, left[0][0])
+    np.testing.assert_array_equal(left[0][1].elbo, left[1][1].elbo)
+
+
+def test_numpy_does_not_read_the_device(cuda: Engine) -> None:
+    plan: Any = make_plan(cuda, PAPER)
+    there = plan.place.placed(np.arange(6, dtype=np.float32))
+    with pytest.raises(TypeError, match="take get"):
+        np.asarray(there)
+    there[2:4] = 0
+    np.testing.assert_array_equal(there[1:].get(), [1, 0, 0, 4, 5])
+    np.testing.assert_array_equal(to_host(of_cupy(there)), there.get())
 
 
 def test_too_large_a_plan_says_how_much_it_lacks(cuda: Engine) -> None:

@@ -25,6 +25,7 @@ from fastvae.evaluation.result import LogLikelihood, mean_error, row_hashes, row
 from fastvae.evaluation.simulation import simulate
 from fastvae.evaluation.weights import WeightSums
 from fastvae.kernels import Array, Plan
+from fastvae.kernels.places import place_of
 from fastvae.rng import Stream, normal
 
 __all__ = ["Sandwich", "evaluate_ais", "inverse_temperatures", "sandwich"]
@@ -236,9 +237,9 @@ def _annealed_batches(
     capacity = plan.rows * plan.draws
     if n_draws > capacity:
         raise ValueError(f"n_draws must be at most {capacity}, the chains that the plan holds at once, got {n_draws}")
-    hmc = HMC(plan, n_leapfrog=n_leapfrog, seed=seed)
+    hmc, params = HMC(plan, n_leapfrog=n_leapfrog, seed=seed), place_of(plan).placed(params)
     batch = min(capacity // n_draws, plan.rows)
-    for rows, x in gathered_batches(plan, dataset, params.dtype, binarize=binarize, seed=seed, batch=batch):
+    for rows, x in gathered_batches(plan, dataset, binarize=binarize, seed=seed, batch=batch):
         yield rows, _Annealing(hmc, params, x, row_hashes(dataset, rows), n_draws=n_draws, betas=betas)
 
 

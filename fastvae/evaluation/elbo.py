@@ -12,6 +12,7 @@ from fastvae.data import Dataset
 from fastvae.evaluation.inference import encoded_batches
 from fastvae.evaluation.result import Result, mean_error, row_hashes, rows_key, treatment
 from fastvae.kernels import Array, Plan
+from fastvae.kernels.places import place_of
 from fastvae.rng import Stream, normal
 
 __all__ = ["DEFAULT_DRAWS", "PASSING_DRAWS", "Bound", "draws_for", "evaluate_bound"]
@@ -116,24 +117,24 @@ def evaluate_bound(
     """
     if n_draws < 1:
         raise ValueError(f"n_draws must be at least 1, got {n_draws}")
-    network, dtype = plan.network, params.dtype
+    network, place, dtype = plan.network, place_of(plan), params.dtype
+    params = place.placed(params)
     pool = _pool(seed, max(POOL_DRAWS, n_draws), network.latent_dim, dtype)
     log_px, kl = np.zeros(dataset.n_rows), np.empty(dataset.n_rows)
     # Sums over rows; all mu at once would take more memory than all else here.
     moments = np.zeros((3, network.latent_dim))
     binarize, treated = treatment(dataset, binarize)
     hashes = np.empty(dataset.n_rows, np.int64)
-    z, out = np.empty((plan.rows, network.latent_dim), dtype), np.empty((plan.rows, network.decoder_dims[-1]), dtype)
-    hidden = tuple(np.empty((plan.rows, width), dtype) for width in network.decoder_hidden)
-    row_kl, row_log_px = np.empty(plan.rows, dtype), np.empty(plan.rows, dtype)
+    z, *hidden, out = (place.empty(plan.rows, width) for width in network.decoder_dims)
+    row_kl, row_log_px = np.empty((2, plan.rows), dtype)
     for rows, x, mu, logvar in encoded_batches(plan, params, dataset, binarize=binarize, seed=seed):
         m = len(x)
         moments += _moments(mu.astype(np.float64), logvar.astype(np.float64))
-        layers = tuple(h[:m] for h in hidden)
+        heads, layers = {"mu": place.placed(mu), "logvar": place.placed(logvar)}, tuple(h[:m] for h in hidden)
         hashes[rows] = row_hashes(dataset, rows)
         for draw in range(n_draws):
             eps = pool[(hashes[rows] + draw) % len(pool)][np.newaxis]
-            plan.latent_forward(mu=mu, logvar=logvar, eps=eps, z=z[np.newaxis, :m], kl=row_kl[:m])
+            plan.latent_forward(**heads, eps=eps, z=z[:m][np.newaxis], kl=row_kl[:m])
             plan.decoder_forward(params=params, z=z[:m], hidden=layers, out=out[:m])
             plan.likelihood(x=x, out=out[:m], scale=1.0, log_px=row_log_px[:m], dout=None)
             log_px[rows] += row_log_px[:m]

@@ -16,6 +16,7 @@ from fastvae.evaluation.inference import encoded_batches
 from fastvae.evaluation.result import LogLikelihood, row_hashes, rows_key, treatment
 from fastvae.evaluation.weights import WeightSums
 from fastvae.kernels import Array, Plan
+from fastvae.kernels.places import place_of
 from fastvae.rng import Stream, normal
 
 __all__ = ["DEFAULT_IMPORTANCE_DRAWS", "evaluate_importance"]
@@ -68,7 +69,7 @@ def evaluate_importance(
     n_draws = integer("n_draws", n_draws, low=1)
     binarize, treated = treatment(dataset, binarize)
     hashes, sums = np.empty(dataset.n_rows, np.int64), WeightSums(dataset.n_rows)
-    pool_shape = (POOL_DRAWS, plan.network.latent_dim)
+    params, pool_shape = place_of(plan).placed(params), (POOL_DRAWS, plan.network.latent_dim)
     for first in range(0, n_draws, BLOCK_DRAWS):
         block = first // BLOCK_DRAWS
         pool = normal(seed=seed, step=block, stream=Stream.IMPORTANCE, shape=pool_shape, dtype=params.dtype)
@@ -97,9 +98,10 @@ def _log_weights(plan: Plan, params: Array, x: Array, mu: Array, logvar: Array, 
 
     ``log q = -1/2 sum_j (log 2 pi + logvar + eps^2)``.
     """
-    (n_draws, m), latent_dim = places.shape, pool.shape[1]
+    (n_draws, m), latent_dim, place = places.shape, pool.shape[1], place_of(plan)
     at_once = min(n_draws, max(plan.rows * plan.draws // m, 1))
-    z, kl, log_pxz = (np.empty(shape, pool.dtype) for shape in ((at_once, m, latent_dim), m, at_once * m))
+    z, kl, log_pxz = place.empty(at_once, m, latent_dim), place.empty(m), np.empty(at_once * m, pool.dtype)
+    heads = {"mu": place.placed(mu), "logvar": place.placed(logvar)}
     eps_squares = np.square(pool, dtype=np.float64).sum(axis=1)
     normaliser = latent_dim * np.log(2 * np.pi) + logvar.sum(axis=1, dtype=np.float64)
     log_weights = np.empty((m, n_draws))
@@ -108,7 +110,7 @@ def _log_weights(plan: Plan, params: Array, x: Array, mu: Array, logvar: Array, 
         eps, n = pool[chosen], len(chosen)
         for i in range(0, n, plan.draws):
             some = slice(i, min(i + plan.draws, n))
-            plan.latent_forward(mu=mu, logvar=logvar, eps=eps[some], z=z[some], kl=kl)
+            plan.latent_forward(**heads, eps=eps[some], z=z[some], kl=kl)
         flat_z = z[:n].reshape(n * m, latent_dim)
         plan.log_joint(params=params, x=x, z=flat_z, log_pxz=log_pxz[: n * m], dz=None)
         log_q = -0.5 * (normaliser + eps_squares[chosen])

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from fastvae.data import Dataset
 from fastvae.kernels import Array, Plan
+from fastvae.kernels.places import place_of
 from fastvae.network import Network
 
 __all__ = ["batch_rows", "decode", "encode", "encoded_batches", "gathered_batches"]
@@ -24,11 +24,14 @@ def batch_rows(network: Network) -> int:
 
 
 def gathered_batches(
-    plan: Plan, dataset: Dataset, dtype: DTypeLike, *, binarize: str = "none", seed: int = 0, batch: int | None = None
+    plan: Plan, dataset: Dataset, *, binarize: str = "none", seed: int = 0, batch: int | None = None
 ) -> Iterator[tuple[slice, Array]]:
-    """Yield (rows, x) for batches of `batch` rows, by default ``plan.rows``; the array is used again for the next."""
+    """Yield (rows, x) for batches of `batch` rows, by default ``plan.rows``; the array is used again for the next.
+
+    It lies where the plan computes, see `fastvae.kernels.places`.
+    """
     size = batch or plan.rows
-    x = np.empty((size, plan.network.data_dim), dtype)
+    x = place_of(plan).empty(size, plan.network.data_dim)
     for start in range(0, dataset.n_rows, size):
         index = np.arange(start, min(start + size, dataset.n_rows), dtype=np.int64)
         m = len(index)
@@ -39,14 +42,15 @@ def gathered_batches(
 def encoded_batches(
     plan: Plan, params: Array, dataset: Dataset, *, binarize: str = "none", seed: int = 0
 ) -> Iterator[tuple[slice, Array, Array, Array]]:
-    """Yield (rows, x, mu, logvar) for batches of up to ``plan.rows`` rows; the arrays are used again for the next."""
-    network = plan.network
+    """Yield (rows, x, mu, logvar) for batches of up to ``plan.rows`` rows; the arrays are used again for the next.
 
-    def empty(*widths: int) -> list[Array]:
-        return [np.empty((plan.rows, width), params.dtype) for width in widths]
-
-    mu, logvar, *hidden = empty(network.latent_dim, network.latent_dim, *network.encoder_hidden)
-    for rows, x in gathered_batches(plan, dataset, params.dtype, binarize=binarize, seed=seed):
+    x lies where the plan computes, mu and logvar are NumPy's.
+    """
+    network, place = plan.network, place_of(plan)
+    params = place.placed(params)
+    mu, logvar = np.empty((2, plan.rows, network.latent_dim), params.dtype)
+    hidden = [place.empty(plan.rows, width) for width in network.encoder_hidden]
+    for rows, x in gathered_batches(plan, dataset, binarize=binarize, seed=seed):
         m = len(x)
         layers = tuple(h[:m] for h in hidden)
         plan.encoder_forward(params=params, x=x, hidden=layers, mu=mu[:m], logvar=logvar[:m])
@@ -88,13 +92,12 @@ def decode(plan: Plan, params: Array, z: Array) -> Array:
     -------
     ndarray of shape (N, D)
     """
-    network = plan.network
-    mean = np.empty((len(z), network.data_dim), params.dtype)
+    network, place, size = plan.network, place_of(plan), min(plan.rows, len(z))
+    params, mean = place.placed(params), np.empty((len(z), network.data_dim), params.dtype)
+    *hidden, out = (place.empty(size, width) for width in network.decoder_dims[1:])
     for start in range(0, len(z), plan.rows):
         rows = slice(start, min(start + plan.rows, len(z)))
         m = rows.stop - rows.start
-        hidden = tuple(np.empty((m, width), params.dtype) for width in network.decoder_hidden)
-        out = np.empty((m, network.decoder_dims[-1]), params.dtype)
-        plan.decoder_forward(params=params, z=z[rows], hidden=hidden, out=out)
-        plan.likelihood_mean(out=out, mean=mean[rows])
+        plan.decoder_forward(params=params, z=z[rows], hidden=tuple(h[:m] for h in hidden), out=out[:m])
+        plan.likelihood_mean(out=out[:m], mean=mean[rows])
     return mean

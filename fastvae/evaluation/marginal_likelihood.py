@@ -20,6 +20,7 @@ from fastvae.evaluation.inference import encoded_batches
 from fastvae.evaluation.result import LogLikelihood, row_hashes, rows_key, treatment
 from fastvae.evaluation.weights import WeightSums, effective_count
 from fastvae.kernels import Array, Plan
+from fastvae.kernels.places import place_of
 from fastvae.rng import Stream, normal
 
 __all__ = ["STARTS", "evaluate_marginal_likelihood"]
@@ -107,7 +108,7 @@ def evaluate_marginal_likelihood(
     binarize, treated = treatment(dataset, binarize)
     hashes, sums = np.empty(dataset.n_rows, np.int64), WeightSums(dataset.n_rows)
     acceptance, independent, highest = np.zeros(dataset.n_rows), np.empty(dataset.n_rows), np.empty(dataset.n_rows)
-    hmc = HMC(plan, n_leapfrog=n_leapfrog, seed=seed)
+    hmc, params = HMC(plan, n_leapfrog=n_leapfrog, seed=seed), place_of(plan).placed(params)
     for rows, x, mu, logvar in encoded_batches(plan, params, dataset, binarize=binarize, seed=seed):
         hashes[rows] = row_hashes(dataset, rows)
         keys = hashes[rows].astype(np.uint64) << np.uint64(32)

@@ -10,6 +10,7 @@ import numpy as np
 
 from fastvae.kernels import Array, Plan
 from fastvae.kernels.checks import check_estimator
+from fastvae.kernels.places import Place, place_of
 from fastvae.network import Network
 from fastvae.optimizer import Optimizer
 from fastvae.rng import Stream, normal
@@ -25,7 +26,9 @@ __all__ = ["AEVB", "Buffers", "SampledAEVB", "compose_forward", "compose_gradien
 class Buffers:
     """The arrays between the operations of one step on M rows and L draws.
 
-    The estimator says which it uses: SGVB-B `kl` (M,), SGVB-A `sampled_kl` and `weight` (L, M).
+    The estimator says which it uses: SGVB-B `kl` (M,), SGVB-A `sampled_kl` and `weight` (L, M). What NumPy computes on
+    is NumPy's: `mu`, `logvar`, `eps`, `kl`, `sampled_kl`, `weight`, `log_px`, `dmu` and `dlogvar`. The others lie where
+    the plan computes.
     """
 
     x: Array
@@ -47,31 +50,34 @@ class Buffers:
     grad: Array
 
     @classmethod
-    def allocate(cls, network: Network, rows: int, draws: int, dtype: Any = np.float32) -> Buffers:
-        """Allocate for a network."""
+    def allocate(
+        cls, network: Network, rows: int, draws: int, dtype: Any = np.float32, *, place: Place | None = None
+    ) -> Buffers:
+        """Allocate for a network, and a plan's place, by default NumPy's."""
         wide, latent = (rows, network.latent_dim), (draws, rows, network.latent_dim)
 
         def empty(*shape: int) -> Array:
             return np.zeros(shape, dtype)
 
+        there = place.empty if place else empty
         return cls(
-            x=empty(rows, network.data_dim),
-            encoder_hidden=tuple(empty(rows, width) for width in network.encoder_hidden),
+            x=there(rows, network.data_dim),
+            encoder_hidden=tuple(there(rows, width) for width in network.encoder_hidden),
             mu=empty(*wide),
             logvar=empty(*wide),
             eps=empty(*latent),
-            z=empty(*latent),
+            z=there(*latent),
             kl=empty(rows),
             sampled_kl=empty(draws, rows),
             weight=empty(draws, rows),
-            decoder_hidden=tuple(empty(draws * rows, width) for width in network.decoder_hidden),
-            out=empty(draws * rows, network.decoder_dims[-1]),
+            decoder_hidden=tuple(there(draws * rows, width) for width in network.decoder_hidden),
+            out=there(draws * rows, network.decoder_dims[-1]),
             log_px=empty(draws * rows),
-            dout=empty(draws * rows, network.decoder_dims[-1]),
-            dz=empty(*latent),
+            dout=there(draws * rows, network.decoder_dims[-1]),
+            dz=there(*latent),
             dmu=empty(*wide),
             dlogvar=empty(*wide),
-            grad=empty(network.layout.size),
+            grad=there(network.layout.size),
         )
 
     def tensors(self) -> Iterator[tuple[str, Array]]:
@@ -83,10 +89,13 @@ class Buffers:
         yield from (("the decoder's output", self.out), ("log_px", self.log_px))
 
 
-def compose_forward(plan: Plan, b: Buffers, *, params: Array, estimator: str = "sgvb-b") -> tuple[float, float]:
+def compose_forward(
+    plan: Plan, b: Buffers, *, params: Array, theta: Array | None = None, estimator: str = "sgvb-b"
+) -> tuple[float, float]:
     """Encode ``b.x``, sample with ``b.eps``, decode, and compare: an estimate of a minibatch's bound.
 
-    ``b.dout`` is left as the gradient of the mean of log p(x|z).
+    ``b.dout`` is left as the gradient of the mean of log p(x|z). The decoder's parameters are `theta`'s, shape (P,),
+    where it is given.
 
     Returns
     -------
@@ -104,13 +113,14 @@ def compose_forward(plan: Plan, b: Buffers, *, params: Array, estimator: str = "
     kl = b.sampled_kl if estimator == "sgvb-a" else b.kl
     latent_forward = plan.latent_forward_sampled if estimator == "sgvb-a" else plan.latent_forward
     latent_forward(mu=b.mu, logvar=b.logvar, eps=b.eps, z=b.z, kl=kl)
-    plan.decoder_forward(params=params, z=b.z.reshape(-1, latent_dim), hidden=b.decoder_hidden, out=b.out)
+    theta = params if theta is None else theta
+    plan.decoder_forward(params=theta, z=b.z.reshape(-1, latent_dim), hidden=b.decoder_hidden, out=b.out)
     plan.likelihood(x=b.x, out=b.out, scale=1 / (draws * rows), log_px=b.log_px, dout=b.dout)
     return b.log_px.mean(dtype=np.float64).item(), kl.mean(dtype=np.float64).item()
 
 
 def compose_gradient(
-    plan: Plan, b: Buffers, *, params: Array, estimator: str = "sgvb-b", kl_weight: float
+    plan: Plan, b: Buffers, *, params: Array, theta: Array | None = None, estimator: str = "sgvb-b", kl_weight: float
 ) -> tuple[float, float]:
     """Compute the gradient of the bound of ``b.x`` with the noise ``b.eps`` into ``b.grad``.
 
@@ -121,12 +131,13 @@ def compose_gradient(
     """
     draws, rows, latent_dim = b.z.shape
     flat_z, flat_dz = b.z.reshape(-1, latent_dim), b.dz.reshape(-1, latent_dim)
-    log_px, kl = compose_forward(plan, b, params=params, estimator=estimator)
+    log_px, kl = compose_forward(plan, b, params=params, theta=theta, estimator=estimator)
     if not np.isfinite(log_px - kl):
         return log_px, kl
 
     b.grad[:] = 0
-    plan.decoder_backward(params=params, z=flat_z, hidden=b.decoder_hidden, dout=b.dout, dz=flat_dz, grad=b.grad)
+    theta = params if theta is None else theta
+    plan.decoder_backward(params=theta, z=flat_z, hidden=b.decoder_hidden, dout=b.dout, dz=flat_dz, grad=b.grad)
     latent: dict[str, Array] = {"mu": b.mu, "logvar": b.logvar, "eps": b.eps, "dz": b.dz}
     if estimator == "sgvb-a":
         b.weight[:] = kl_weight / (draws * rows)
@@ -205,7 +216,7 @@ class AEVB(Composed[Buffers]):
 
     def allocate(self, rows: int, dtype: Any) -> Buffers:
         """Allocate for M rows and the plan's L draws."""
-        return Buffers.allocate(self.plan.network, rows, self.plan.draws, dtype)
+        return Buffers.allocate(self.plan.network, rows, self.plan.draws, dtype, place=place_of(self.plan))
 
     def measure(self, state: State, b: Buffers, *, index: Array, step: int) -> tuple[float, ...]:
         """Compute the gradient of the bound with operations, as ``train_steps`` does in one piece."""

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from fastvae.data.arrays import on_host
 from fastvae.kernels import Array
+from fastvae.kernels.places import place_of
 from fastvae.training.aevb import Buffers
 from fastvae.training.composed import Composed
 
@@ -30,7 +32,7 @@ class Autoencoder(Composed[Buffers]):
 
     def allocate(self, rows: int, dtype: Any) -> Buffers:
         """Allocate for M rows."""
-        return Buffers.allocate(self.plan.network, rows, 1, dtype)
+        return Buffers.allocate(self.plan.network, rows, 1, dtype, place=place_of(self.plan))
 
     def measure(self, state: State, b: Buffers, *, index: Array, step: int) -> tuple[float, ...]:
         """Compute the gradient of the reconstruction's log density; ``b.dlogvar`` stays zero."""
@@ -54,10 +56,11 @@ class Autoencoder(Composed[Buffers]):
         The weight prior is put into the gradient: as a decay it would move them too, whose gradient is zero.
         """
         if self.decay:
-            b.grad -= self.decay * state.params
-            views = self.plan.network.layout.views(b.grad)
+            grad = on_host(b.grad) - self.decay * on_host(state.params)
+            views = self.plan.network.layout.views(grad)
             views["encoder.logvar.W"][:] = 0
             views["encoder.logvar.b"][:] = 0
+            b.grad[:] = grad
         self.plan.update(
             optimizer=self.optimizer, params=state.params, grad=b.grad, state=state.slots, step=step, decay=0.0
         )

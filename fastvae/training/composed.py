@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVa
 import numpy as np
 
 from fastvae.arguments import non_negative
+from fastvae.data.arrays import on_host
+from fastvae.kernels.places import place_of
 from fastvae.rng import normal
 from fastvae.training.interrupts import gated_interrupts
 
@@ -26,6 +28,13 @@ __all__ = ["Composed", "StepBuffers", "kl_weight_at"]
 def kl_weight_at(step: int, *, kl_weight: float, kl_warmup: int) -> float:
     """Return the weight of the KL divergence at a step: linear from 0 over `kl_warmup` steps, then constant."""
     return kl_weight * min(1.0, step / kl_warmup) if kl_warmup else kl_weight
+
+
+def _bring_back(state: State, there: State, done: Array, n_done: int) -> None:
+    """Let a state be what became of it elsewhere, `n_done` steps on: both, or with an error neither."""
+    done[0] = 0
+    state.take(there)
+    done[0] = n_done
 
 
 class StepBuffers(Protocol):
@@ -59,12 +68,15 @@ class Composed(Generic[B]):
         Whether it trains the encoder.
     weighs_kl : bool
         Whether `kl_weight` and `kl_warmup` mean something to it.
+    updated_extra : tuple of str
+        What of `extra` operations update, as they do the parameters and the optimizer's state.
     """
 
     statistics: ClassVar[tuple[str, ...]] = ("log_px", "kl")
     has_bound: ClassVar[bool] = True
     encodes: ClassVar[bool] = True
     weighs_kl: ClassVar[bool] = False
+    updated_extra: ClassVar[tuple[str, ...]] = ()
 
     engine: Engine
     plan: Plan
@@ -111,7 +123,8 @@ class Composed(Generic[B]):
     def advance(self, state: State, *, order: Array, stats: Array, done: Array) -> None:
         """Make the steps of `order` from ``state.step`` on, each wholly or not at all.
 
-        Ctrl-C is held back while a step is applied; before that there is nothing to undo.
+        Ctrl-C is held back while a step is applied; before that there is nothing to undo. Between the steps the arrays
+        that operations update lie where the plan computes.
 
         Parameters
         ----------
@@ -121,18 +134,33 @@ class Composed(Generic[B]):
         stats : ndarray of shape (T, n_statistics), float64
             Output, per completed step.
         done : ndarray of shape (1,), int64
-            Output: completed steps. Fewer than T when a statistic was not finite; its row is filled.
+            Output: completed steps. Fewer than T when a statistic was not finite; its row is filled. None when a device
+            fails, which leaves `state` as it was.
         """
         done[0] = 0
-        b = self.allocate(order.shape[1], state.params.dtype)
-        for i, index in enumerate(order):
-            step = state.step + i
-            stats[i] = self.measure(state, b, index=index, step=step)
-            if not np.isfinite(stats[i]).all():
-                return
-            with gated_interrupts():
-                self.apply(state, b, index=index, step=step)
-                done[0] = i + 1
+        b, there = self.allocate(order.shape[1], state.params.dtype), self._placed(state)
+        try:
+            for i, index in enumerate(order):
+                step = state.step + i
+                stats[i] = self.measure(there, b, index=index, step=step)
+                if not np.isfinite(stats[i]).all():
+                    return
+                with gated_interrupts():
+                    self.apply(there, b, index=index, step=step)
+                    done[0] = i + 1
+        finally:
+            n_done = int(done[0])
+            try:
+                _bring_back(state, there, done, n_done)
+            except BaseException:  # a signal handler's, in the middle of it: once more, whole
+                _bring_back(state, there, done, n_done)
+                raise
+
+    def _placed(self, state: State) -> State:
+        """Return a state whose arrays that operations update lie where the plan computes."""
+        placed = place_of(self.plan).placed
+        extra = {name: placed(part) if name in self.updated_extra else part for name, part in state.extra.items()}
+        return replace(state, params=placed(state.params), slots=placed(state.slots), extra=extra)
 
     def history_row(self, means: list[float], *, step: int) -> dict[str, Any]:
         """Return the columns of the history for an epoch's mean statistics, `step` being its last one."""
@@ -178,7 +206,7 @@ class Composed(Generic[B]):
         b = self.allocate(len(index), state.params.dtype)
         statistics = self.measure(state, b, index=index, step=state.step)
         bound = None if np.isfinite(statistics).all() else "the bound"
-        return next((name for name, tensor in b.tensors() if not np.isfinite(tensor).all()), bound)
+        return next((name for name, tensor in b.tensors() if not np.isfinite(on_host(tensor)).all()), bound)
 
     def draw(self, out: Array, *, stream: Stream, step: int) -> None:
         """Fill an array with standard normals: the engine's, except in float64, which only the reference has."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fastvae.checkpoint import list_checkpoints
 from fastvae.data import Dataset
 from fastvae.errors import CheckpointError
 from fastvae.evaluation import PASSING_DRAWS
+from fastvae.kernels.places import place_of
 from fastvae.model import Model
 from fastvae.model_data import fitted_dataset, training_set
 from fastvae.model_file import checkpoint_folder, read_model
@@ -158,10 +160,11 @@ def _set_data(model: Model, dataset: Dataset) -> None:
 
 
 def _algorithm(model: Model, dataset: Dataset) -> Composed[Any]:
-    model.optimizer_ = settings.optimizer(model)
+    model.optimizer_, plan = settings.optimizer(model), training_plan(model)
+    dataset = replace(dataset, rows=place_of(plan).placed(dataset.rows))
     return algorithm_class(model.algorithm, model.estimator)(
         backends.load(model.backend),
-        training_plan(model),
+        plan,
         model.optimizer_,
         dataset,
         binarize=model.binarize,

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from fastvae.data.arrays import on_host
 from fastvae.kernels import Array
+from fastvae.kernels.places import place_of
 from fastvae.rng import Stream
 from fastvae.training.aevb import Buffers, compose_gradient
 from fastvae.training.composed import Composed
@@ -27,10 +29,10 @@ INITIAL_SD = 0.01
 
 @dataclass
 class FullVBBuffers:
-    """The arrays of a step; theta's are views of whole buffers (P,), whose encoder parts have no distribution."""
+    """The arrays of a step; theta's are parts of whole buffers (P,), whose encoder parts nobody reads."""
 
     latent: Buffers
-    params: Array  # the encoder's parameters and the draw of theta
+    theta: Array  # (P,), the draw
     zeta: Array  # (T,) for the T parameters of the decoder
     sd: Array  # (T,), and then its product with zeta
     grad_logvar: Array  # (P,)
@@ -42,7 +44,7 @@ class FullVBBuffers:
 
     def tensors(self) -> Iterator[tuple[str, Array]]:
         """Name the arrays in the order in which a step fills them."""
-        yield "the draw of theta", self.params
+        yield "the draw of theta", self.theta
         yield from self.latent.tensors()
 
 
@@ -61,6 +63,7 @@ class FullVB(Composed[FullVBBuffers]):
 
     statistics: ClassVar[tuple[str, ...]] = ("log_px", "kl", "kl_theta")
     weighs_kl: ClassVar[bool] = True
+    updated_extra: ClassVar[tuple[str, ...]] = ("theta_logvar", "theta_slots")
 
     @staticmethod
     def extra_shapes(network: Network, *, n_slots: int, n_rows: int) -> dict[str, tuple[int, ...]]:
@@ -74,34 +77,38 @@ class FullVB(Composed[FullVBBuffers]):
 
     def allocate(self, rows: int, dtype: Any) -> FullVBBuffers:
         """Allocate for M rows and the plan's L draws."""
-        layout = self.plan.network.layout
+        layout, place = self.plan.network.layout, place_of(self.plan)
         n_theta = layout.size - layout.encoder[-1].end
-        return FullVBBuffers(
-            latent=Buffers.allocate(self.plan.network, rows, self.plan.draws, dtype),
-            params=np.empty(layout.size, dtype),
+        b = FullVBBuffers(
+            latent=Buffers.allocate(self.plan.network, rows, self.plan.draws, dtype, place=place),
+            theta=place.empty(layout.size),
             zeta=np.empty(n_theta, dtype),
             sd=np.empty(n_theta, dtype),
-            grad_logvar=np.zeros(layout.size, dtype),
+            grad_logvar=place.empty(layout.size),
         )
+        b.theta[:], b.grad_logvar[:] = 0, 0
+        return b
 
     def measure(self, state: State, b: FullVBBuffers, *, index: Array, step: int) -> tuple[float, ...]:
         """Draw theta, and compute the gradients in phi and m (``b.grad``) and in log s^2 (``b.grad_logvar``)."""
         theta, decay = slice(self.plan.network.layout.encoder[-1].end, None), state.params.dtype.type(self.decay)
-        mean, logvar = state.params[theta], state.extra["theta_logvar"][theta]
+        mean, logvar = on_host(state.params[theta]), on_host(state.extra["theta_logvar"][theta])
         self.draw(b.zeta, stream=Stream.PARAMETERS, step=step)
         np.exp(logvar / 2, out=b.sd)
         excess = b.sd * b.sd - 1
         kl_theta = 0.5 * self.decay * (mean * mean + excess - logvar).sum(dtype=np.float64).item()
         b.sd *= b.zeta
-        b.params[:] = state.params
-        b.params[theta] += b.sd
+        b.theta[theta] = mean + b.sd
         self.gather(b.latent.x, index=index, step=step)
         self.draw(b.latent.eps, stream=Stream.LATENT, step=step)
-        log_px, kl = compose_gradient(self.plan, b.latent, params=b.params, kl_weight=self.kl_weight_at(step))
+        log_px, kl = compose_gradient(
+            self.plan, b.latent, params=state.params, theta=b.theta, kl_weight=self.kl_weight_at(step)
+        )
         if np.isfinite(log_px - kl):
             # theta = m + s zeta: d theta / d log s^2 is s zeta / 2.
-            b.grad_logvar[theta] = 0.5 * (b.sd * b.grad[theta] - decay * excess)
-            b.grad[theta] -= decay * mean
+            grad = on_host(b.grad[theta])
+            b.grad_logvar[theta] = 0.5 * (b.sd * grad - decay * excess)
+            b.grad[theta] = grad - decay * mean
         return log_px, kl, kl_theta
 
     def apply(self, state: State, b: FullVBBuffers, *, index: Array, step: int) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastvae.kernels import Array
+from fastvae.kernels.places import place_of
 from fastvae.rng import Stream
 from fastvae.training.aevb import Buffers
 from fastvae.training.composed import Composed
@@ -39,8 +40,9 @@ class ImportanceWeighted(Composed[Buffers]):
     """
 
     def allocate(self, rows: int, dtype: Any) -> Buffers:
-        """Allocate for M rows and k draws."""
-        return Buffers.allocate(self.plan.network, rows, self.plan.draws, dtype)
+        """Allocate for M rows and k draws; NumPy weighs the rows of `dout`."""
+        b = Buffers.allocate(self.plan.network, rows, self.plan.draws, dtype, place=place_of(self.plan))
+        return replace(b, dout=np.empty(b.dout.shape, dtype))
 
     def measure(self, state: State, b: Buffers, *, index: Array, step: int) -> tuple[float, ...]:
         """Compute the gradient of the importance-weighted bound."""

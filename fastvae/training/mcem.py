@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from fastvae.data.arrays import on_host
 from fastvae.evaluation.hmc import HMC, adapted_step_size, log_prior
 from fastvae.kernels import Array
+from fastvae.kernels.places import place_of
 from fastvae.rng import Stream, normal
 from fastvae.training.composed import Composed
 
@@ -78,19 +80,21 @@ class MCEM(Composed[MCEMBuffers]):
 
     def allocate(self, rows: int, dtype: Any) -> MCEMBuffers:
         """Allocate for M rows."""
-        network = self.plan.network
-        return MCEMBuffers(
+        network, there = self.plan.network, place_of(self.plan).empty
+        b = MCEMBuffers(
             hmc=HMC(self.plan, n_leapfrog=N_LEAPFROG, seed=self.seed),
-            x=np.empty((rows, network.data_dim), dtype),
+            x=there(rows, network.data_dim),
             z=np.empty((rows, network.latent_dim), dtype),
             log_pxz=np.empty(rows, dtype),
             dz=np.empty((rows, network.latent_dim), dtype),
-            hidden=tuple(np.empty((rows, width), dtype) for width in network.decoder_hidden),
-            out=np.empty((rows, network.decoder_dims[-1]), dtype),
+            hidden=tuple(there(rows, width) for width in network.decoder_hidden),
+            out=there(rows, network.decoder_dims[-1]),
             log_px=np.empty(rows, dtype),
-            dout=np.empty((rows, network.decoder_dims[-1]), dtype),
-            grad=np.zeros(network.layout.size, dtype),
+            dout=there(rows, network.decoder_dims[-1]),
+            grad=there(network.layout.size),
         )
+        b.grad[:] = 0
+        return b
 
     def measure(self, state: State, b: MCEMBuffers, *, index: Array, step: int) -> tuple[float, ...]:
         """Sample z, the E step, and compute the gradient of the first update."""
@@ -114,9 +118,7 @@ class MCEM(Composed[MCEMBuffers]):
         plan, theta = self.plan, slice(self.plan.network.layout.encoder[-1].end, None)
         plan.decoder_forward(params=params, z=b.z, hidden=b.hidden, out=b.out)
         plan.likelihood(x=b.x, out=b.out, scale=1 / len(b.x), log_px=b.log_px, dout=b.dout)
-        b.grad[theta] = 0
-        if self.decay:
-            np.multiply(params[theta], -self.decay, out=b.grad[theta])
+        b.grad[theta] = on_host(params[theta]) * -self.decay if self.decay else 0
         plan.decoder_backward(params=params, z=b.z, hidden=b.hidden, dout=b.dout, dz=None, grad=b.grad)
         return float(b.log_px.mean(dtype=np.float64))
 

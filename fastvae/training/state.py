@@ -120,6 +120,13 @@ class State:
             for name in _COUNTERS:
                 setattr(self, name, snapshot[name])
 
+    def take(self, other: State) -> None:
+        """Take over the values of another's arrays, wherever they lie: of all, or with an error of none."""
+        values = {name: on_host(part) for name, part in other._arrays().items()}
+        for name, part in self._arrays().items():
+            if values[name] is not part:
+                part[:] = values[name]
+
     def _arrays(self) -> dict[str, Array]:
         extra = {f"extra.{name}": part for name, part in self.extra.items()}
         return {"params": self.params, "optimizer": self.slots, "epoch_sums": self.sums, **extra}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastvae.kernels import Array
+from fastvae.kernels.places import place_of
 from fastvae.rng import Stream
 from fastvae.training.aevb import Buffers, compose_forward
 from fastvae.training.composed import Composed
@@ -34,7 +35,7 @@ class WakeSleep(Composed[Buffers]):
 
     def allocate(self, rows: int, dtype: Any) -> Buffers:
         """Allocate for M rows and the plan's L draws; the sleep phase uses the arrays of the wake phase again."""
-        return Buffers.allocate(self.plan.network, rows, self.plan.draws, dtype)
+        return Buffers.allocate(self.plan.network, rows, self.plan.draws, dtype, place=place_of(self.plan))
 
     def measure(self, state: State, b: Buffers, *, index: Array, step: int) -> tuple[float, ...]:
         """Compute theta's gradient awake and phi's asleep."""
@@ -59,7 +60,7 @@ class WakeSleep(Composed[Buffers]):
         ``d log q / d logvar = (eps^2 - 1) / 2``.
         """
         plan, rows = self.plan, len(b.x)
-        z, out, hidden = b.z[0], b.out[:rows], tuple(h[:rows] for h in b.decoder_hidden)
+        z, out, hidden = b.eps[0], b.out[:rows], tuple(h[:rows] for h in b.decoder_hidden)
         self.draw(z, stream=Stream.DREAM_LATENT, step=step)
         plan.decoder_forward(params=params, z=z, hidden=hidden, out=out)
         plan.likelihood_sample(out=out, seed=self.seed, step=step, x=b.x)

@@ -7,7 +7,9 @@ from collections.abc import Callable
 import numpy as np
 
 from fastvae.data import Dataset
+from fastvae.data.arrays import on_host
 from fastvae.kernels import Array, Plan
+from fastvae.kernels.places import place_of
 from fastvae.rng import Stream, normal, uniform
 
 __all__ = ["FILLS", "Chains"]
@@ -53,19 +55,24 @@ class Chains:
         fill: str,
         seed: int,
     ) -> None:
-        self.plan, self.params, self.numbers, self.fill, self.seed = plan, params, numbers, fill, seed
-        self.network, self.n_rows = plan.network, len(holes)
+        self.plan, self.place, self.numbers, self.fill, self.seed = plan, place_of(plan), numbers, fill, seed
+        self.params, self.network, self.n_rows = params, plan.network, len(holes)
         index = np.tile(np.arange(block.start, block.stop, dtype=np.int64), len(numbers))
 
         def empty(*widths: int) -> list[Array]:
-            return [np.empty((len(index), width), params.dtype) for width in widths]
+            return [np.empty((len(index), width), self.params.dtype) for width in widths]
+
+        def empty_there(*widths: int) -> list[Array]:
+            return [self.place.empty(len(index), width) for width in widths]
 
         heads = self.network.decoder_dims[-1]
-        self.x, self.mean, self.out, self.proposed_out = empty(*[self.network.data_dim] * 2, heads, heads)
+        self.x, self.mean, self.out = empty(*[self.network.data_dim] * 2, heads)
         self.z, self.proposed_z, self.mu, self.logvar = empty(*[self.network.latent_dim] * 4)
-        self.encoder_hidden = tuple(empty(*self.network.encoder_hidden))
-        self.decoder_hidden = tuple(empty(*self.network.decoder_hidden))
-        self.kl, self.log_px = np.empty((2, len(index)), params.dtype)
+        self.encoder_hidden = tuple(empty_there(*self.network.encoder_hidden))
+        self.decoder_hidden = tuple(empty_there(*self.network.decoder_hidden))
+        (self.proposed_out,), self.kl = empty_there(heads), self.place.empty(len(index))
+        self.x_there, self.out_there = self.x, self.out  # as they are while operations read them
+        self.log_px = np.empty(len(index), self.params.dtype)
         self.holes = np.tile(holes, (len(numbers), 1))
         plan.gather(data=dataset.rows, index=index, scale=dataset.scale, binarize="none", seed=seed, step=0, x=self.x)
 
@@ -81,14 +88,14 @@ class Chains:
         """
         self.z[:] = 0
         self._decode(self.z, self.out)
-        self.plan.likelihood_mean(out=self.out, mean=self.mean)
+        self._mean()
         np.copyto(self.x, self.mean, where=self.holes)
         total, n_accepted = np.zeros(self.x.shape), 0
         for iteration in range(n_iterations):
             self._propose(iteration)
             accepted = self._test(iteration) if iteration >= n_burn_in else np.ones(len(self.x), bool)
-            self.z[accepted], self.out[accepted] = self.proposed_z[accepted], self.proposed_out[accepted]
-            self.plan.likelihood_mean(out=self.out, mean=self.mean)
+            self.z[accepted], self.out[accepted] = self.proposed_z[accepted], on_host(self.proposed_out)[accepted]
+            self._mean()
             np.copyto(self.x, self.mean if self.fill == "mean" else self._draw(iteration), where=self.holes)
             if iteration >= n_burn_in:
                 total += self.mean
@@ -99,10 +106,16 @@ class Chains:
     def _decode(self, z: Array, out: Array) -> None:
         self.plan.decoder_forward(params=self.params, z=z, hidden=self.decoder_hidden, out=out)
 
+    def _mean(self) -> None:
+        """Look at the decoder's output as it is now."""
+        self.out_there = self.place.placed(self.out)
+        self.plan.likelihood_mean(out=self.out_there, mean=self.mean)
+
     def _propose(self, iteration: int) -> None:
         """Draw z ~ q(z|x), and decode it."""
+        self.x_there = self.place.placed(self.x)
         self.plan.encoder_forward(
-            params=self.params, x=self.x, hidden=self.encoder_hidden, mu=self.mu, logvar=self.logvar
+            params=self.params, x=self.x_there, hidden=self.encoder_hidden, mu=self.mu, logvar=self.logvar
         )
         eps = self._noise(normal, 3 * iteration, self.network.latent_dim)
         self.plan.latent_forward(
@@ -112,13 +125,13 @@ class Chains:
 
     def _test(self, iteration: int) -> Array:
         """Say which proposals are accepted: with probability ``min(1, w(proposed z) / w(z))``, shape (M,)."""
-        log_ratio = self._log_weight(self.proposed_z, self.proposed_out) - self._log_weight(self.z, self.out)
+        log_ratio = self._log_weight(self.proposed_z, self.proposed_out) - self._log_weight(self.z, self.out_there)
         accepted: Array = np.log(self._noise(uniform, 3 * iteration + 1, 1)[:, 0]) < log_ratio
         return accepted
 
     def _log_weight(self, z: Array, out: Array) -> Array:
         """Return ``log p(x|z) + log p(z) - log q(z|x)`` but for a constant of each row, shape (M,), float64."""
-        self.plan.likelihood(x=self.x, out=out, scale=1.0, log_px=self.log_px, dout=None)
+        self.plan.likelihood(x=self.x_there, out=out, scale=1.0, log_px=self.log_px, dout=None)
         eps = (z - self.mu) * np.exp(-self.logvar / 2)
         weight: Array = self.log_px + 0.5 * (np.square(eps, dtype=np.float64) - np.square(z)).sum(1)
         return weight

@@ -23,6 +23,7 @@ from fastvae.arguments import choice, integer
 from fastvae.data import Dataset, check_values
 from fastvae.errors import DataError
 from fastvae.kernels import Array, Plan
+from fastvae.kernels.places import place_of
 from fastvae.model_data import wrapped
 from fastvae.model_plans import inference_plan
 from fastvae.uses.chains import FILLS, Chains
@@ -122,6 +123,7 @@ def impute(
     seed = model.seed_ if random_state is None else settings.seed(random_state)
     dataset, missing = _observed(model, X, mask)
     plan, shape, dtype = inference_plan(model), missing.shape, model.params_.dtype
+    params = place_of(plan).placed(model.params_)
     rows, accepted = np.empty(shape, dtype), 0
     error = np.empty(shape, dtype) if n_chains > 1 else None
     draws = np.empty((n_chains, *shape), dtype) if return_draws else None
@@ -129,7 +131,7 @@ def impute(
         holes = missing[block]
         moments = np.zeros((2, *holes.shape))  # sums over chains of their means and of the squares of these
         for numbers in groups:
-            chains = Chains(plan, model.params_, dataset, block, holes, numbers, fill=fill, seed=seed)
+            chains = Chains(plan, params, dataset, block, holes, numbers, fill=fill, seed=seed)
             means, n_accepted = chains.run(n_iterations, n_burn_in)
             accepted += n_accepted
             moments += means.sum(0), np.square(means).sum(0)

@@ -20,7 +20,7 @@ _DLPACK_CUDA = 2  # DLDeviceType
 _HOST_ARGUMENTS = {"index", "order", "stats", "done"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DeviceArray:
     """An array in device memory, with as much of ndarray as checks and copies need.
 
@@ -78,6 +78,9 @@ def _taken(value: Any, device: Device, arrays: list[DeviceArray]) -> Any:
         return type(value)(_taken(each, device, arrays) for each in value)
     if isinstance(value, np.ndarray):
         return value
+    if isinstance(value, DeviceArray):
+        arrays.append(value)
+        return value
     if not hasattr(value, "__cuda_array_interface__") and hasattr(value, "__dlpack_device__"):
         if value.__dlpack_device__()[0] != _DLPACK_CUDA:
             return value
@@ -98,10 +101,11 @@ def takes_device_arrays(method: Callable[Concatenate[S, P], None]) -> Callable[C
             name: value if name in _HOST_ARGUMENTS else _taken(value, device, arrays)
             for name, value in arguments.items()
         }
-        if not arrays:
+        foreign = [array for array in arrays if array.stream != device.handle]
+        if not foreign:  # what the plan's own stream has written needs no events, which take longer than a launch
             method(plan, *nothing, **given)  # type: ignore[arg-type]
             return
-        streams = {array.stream for array in arrays if array.stream is not None}
+        streams = {array.stream for array in foreign if array.stream is not None}
         device.follow_caller(streams)
         try:
             method(plan, *nothing, **given)  # type: ignore[arg-type]

@@ -97,6 +97,7 @@ class CupyDevice:
         self.shared_bytes = runtime.deviceGetAttribute(_MAX_SHARED_BYTES, cupy.cuda.Device().id)
         self._overlap, self._device, self._process = overlap, cupy.cuda.Device(), os.getpid()
         self.stream, self._copies = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
+        self.handle = int(self.stream.ptr)
         self._recent: Sequence[Work] = ()
         self._products: Cublas | None = None
 
@@ -128,6 +129,11 @@ class CupyDevice:
                 ) from None
             pointer.memset_async(0, size, self.stream)
             return _CupyBuffer(pointer, size)
+
+    def clear(self, address: int, size: int) -> None:
+        """Fill."""
+        with self.used_by():
+            runtime.memsetAsync(address, 0, size, self.stream.ptr)
 
     def upload(self, address: int, array: Array) -> None:
         """Copy in."""

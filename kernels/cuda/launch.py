@@ -158,14 +158,19 @@ class Device(Protocol):
     """A stream of work on one device. Everything is done in the order in which it was asked for.
 
     `rate` is a rough number of float32 operations a second, by which graphs are kept short enough for Ctrl-C;
-    `shared_bytes` is the most shared memory that a block may have.
+    `shared_bytes` is the most shared memory that a block may have; `handle` is the stream, as the CUDA array interface
+    names it.
     """
 
     rate: float
     shared_bytes: int
+    handle: int
 
     def zeros(self, size: int) -> Buffer:
         """Allocate `size` bytes of zeros, or raise MemoryError."""
+
+    def clear(self, address: int, size: int) -> None:
+        """Set bytes to zero."""
 
     def upload(self, address: int, array: Array) -> None:
         """Copy a contiguous array to the device; it may be changed after the next `download` or `synchronize`."""

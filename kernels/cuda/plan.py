@@ -1,7 +1,8 @@
 """One network on a device: checks, memory, and the launches of every operation.
 
 Arrays are canonical outside (contiguous, parameters flat) and padded inside: rows begin at multiples of 64 bytes, and
-columns beyond the width are zero. Operations copy in, compute, and copy out; `train_steps` stays inside.
+columns beyond the width are zero. Operations copy in, compute, and copy out; between host and device only what lies on
+the host. `train_steps` stays inside.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from fastvae.kernels.cuda.gather import arrays_of, dataset_at, gather
 from fastvae.kernels.cuda.latent import Latent, latent_backward, latent_forward
 from fastvae.kernels.cuda.launch import NOWHERE, Device, Launch, Matrix
 from fastvae.kernels.cuda.optimizer import update, update_at
+from fastvae.kernels.cuda.place import DevicePlace
 from fastvae.kernels.cuda.train_steps import Training
 from fastvae.kernels.cuda.workspace import Memory, Workspace, aligned, backward, forward, inputs, pack
 from fastvae.kernels.turn import Turn
@@ -39,6 +41,7 @@ class _Call:
         self._device, self._precision = device, precision
         self._next = exchange.room(sum(aligned(a.nbytes) for a in arrays if isinstance(a, np.ndarray)))
         self._outputs: list[tuple[Array, int]] = []
+        self._uploads = False
         self._launches: list[Launch] = []
 
     def _place(self, array: Array) -> int:
@@ -50,7 +53,7 @@ class _Call:
         if isinstance(array, DeviceArray):
             return array.address
         address = self._place(array)
-        self._device.upload(address, array)
+        self._upload(address, array)
         return address
 
     def output(self, array: Any, *, added_to: bool = False) -> int:
@@ -58,9 +61,13 @@ class _Call:
             return array.address
         address = self._place(array)
         if added_to:
-            self._device.upload(address, array)
+            self._upload(address, array)
         self._outputs.append((array, address))
         return address
+
+    def _upload(self, address: int, array: Array) -> None:
+        self._device.upload(address, array)
+        self._uploads = True
 
     def load(self, array: Array, to: Matrix) -> None:
         """Bring rows to padded memory."""
@@ -76,10 +83,12 @@ class _Call:
         self._launches += launches
 
     def finish(self) -> None:
-        """Do it, and fill the outputs."""
+        """Do it, and fill the outputs; what was given on the host may be changed after it."""
         self._device.run(self._launches, self._precision)
         for array, address in self._outputs:
             self._device.download(array, address)
+        if self._uploads and not self._outputs:
+            self._device.synchronize()
 
 
 class _Exchange:
@@ -106,6 +115,7 @@ class CudaPlan(CheckedPlan):
     def __init__(self, network: Network, *, device: Device, name: str, products: str = "auto", **sizes: Any) -> None:
         super().__init__(network, name=name, dtypes=_DTYPES, **sizes)
         self._device, self._turn = device, Turn()
+        self.place = DevicePlace(device, self._turn)
         self._memory = Memory(device)
         self._work = Workspace(network, self._memory, self.rows, self.draws)
         self._exchange, self._products = _Exchange(device), products

@@ -12,6 +12,7 @@ import tempfile
 import weakref
 from collections.abc import Sequence, Set
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -133,12 +134,18 @@ class HostGraph:
 
 
 class HostDevice:
-    """A device whose threads are fibers and whose memory is NumPy's; `seed` orders the fibers and the blocks."""
+    """A device whose threads are fibers and whose memory is NumPy's; `seed` orders the fibers and the blocks.
+
+    `uploaded` and `downloaded` have the bytes of each copy from and to the host; `under_way` are the former that a
+    device might not have made yet.
+    """
 
     rate = 1e8
+    _handles = count(1000)
 
     def __init__(self, seed: int = 0, *, shared_bytes: int = SHARED_BYTES) -> None:
-        self.seed, self.shared_bytes = seed, shared_bytes
+        self.seed, self.shared_bytes, self.handle = seed, shared_bytes, next(self._handles)
+        self.uploaded, self.downloaded, self.under_way = list[int](), list[int](), 0
         self._buffers = weakref.WeakSet[HostBuffer]()
 
     def zeros(self, size: int) -> HostBuffer:
@@ -152,8 +159,14 @@ class HostDevice:
         for buffer in self._buffers:
             buffer.check()
 
+    def clear(self, address: int, size: int) -> None:
+        """Fill."""
+        ctypes.memset(address, 0, size)
+
     def upload(self, address: int, array: Array) -> None:
         """Copy in."""
+        self.uploaded.append(array.nbytes)
+        self.under_way += 1
         ctypes.memmove(address, array.ctypes.data, array.nbytes)
 
     def pinned(self, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -166,6 +179,8 @@ class HostDevice:
 
     def download(self, array: Array, address: int) -> None:
         """Copy out."""
+        self.downloaded.append(array.nbytes)
+        self.under_way = 0
         ctypes.memmove(array.ctypes.data, address, array.nbytes)
 
     def run(self, launches: Sequence[Work], precision: str) -> None:
@@ -190,3 +205,4 @@ class HostDevice:
 
     def synchronize(self) -> None:
         """Nothing is ever pending."""
+        self.under_way = 0

@@ -88,6 +88,10 @@ class Runtime(ModuleType):
         assert not Stream.by_handle[stream].capturing, "a copy between host and device within a capture"
         ctypes.memmove(to, source, size)
 
+    def memsetAsync(self, to: int, value: int, size: int, stream: int) -> None:  # noqa: N802
+        assert not Stream.by_handle[stream].capturing
+        ctypes.memset(to, value, size)
+
     def eventRecord(self, event: int, stream: int) -> None:  # noqa: N802
         Stream.seen.append(("record", stream))
 
