@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence, Set
+from dataclasses import replace
 from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from fastvae.callbacks.base import Callback, History
 from fastvae.data import Dataset
 from fastvae.kernels import Array, Plan
 from fastvae.kernels.cuda.launch import LOOP, Work
+from fastvae.kernels.places import place_of
 from fastvae.network import initialise
 from fastvae.training.aevb import AEVB
 from fastvae.training.loop import run_epochs
@@ -40,7 +42,7 @@ class _IdleGraph:
 class IdleDevice:
     """A device whose kernels take no time and leave memory as it is. Copies are made, within the host's memory."""
 
-    rate, shared_bytes = 1e13, _SHARED_BYTES
+    rate, shared_bytes, handle = 1e13, _SHARED_BYTES, 3
 
     def zeros(self, size: int) -> _IdleBuffer:
         """Allocate."""
@@ -77,6 +79,9 @@ class IdleDevice:
         """Nothing."""
 
     lead_caller = follow_caller
+
+    def clear(self, address: int, size: int) -> None:
+        """Nothing."""
 
     def synchronize(self) -> None:
         """Nothing."""
@@ -116,6 +121,7 @@ def whole_run(
         ``samples`` trained on, ``seconds`` from the first step to the last, ``seconds_in_engine`` of them, and
         ``us_per_step``. JSON-serialisable.
     """
+    data = replace(data, rows=place_of(plan).placed(data.rows))  # as `fit` does
     layout, optimizer, rows = case.network.layout, case.optimizer, case.batch_size
     slots = np.zeros((optimizer.n_slots, layout.size), np.float32)
     state = State(initialise(case.network, seed=0), slots)
