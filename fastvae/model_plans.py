@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from fastvae import backends, settings
-from fastvae.evaluation.inference import batch_rows
+from fastvae.evaluation.inference import CACHED_VALUES, batch_rows
 
 if TYPE_CHECKING:
     from fastvae.kernels import Plan
@@ -25,7 +25,8 @@ def training_plan(model: Model) -> Plan:
 
 def inference_plan(model: Model) -> Plan:
     """Return the plan for encoding, decoding and evaluation."""
-    return _plan(model, "inference", rows=batch_rows(model.network_), draws=1)
+    values = getattr(backends.load(model.backend), "INFERENCE_VALUES", CACHED_VALUES)
+    return _plan(model, "inference", rows=batch_rows(model.network_, values), draws=1)
 
 
 def _plan(model: Model, use: str, *, rows: int, draws: int) -> Plan:

@@ -340,7 +340,11 @@ class Plan(Protocol):
 
 
 class Engine(Protocol):
-    """A backend: a name, its precisions, plans, and the noise by itself."""
+    """A backend: a name, its precisions, plans, and the noise by itself.
+
+    One whose calls take long beside their arithmetic names, as ``INFERENCE_VALUES``, how many values of the decoder's
+    output are to be worked on at once, if that is not what a processor's cache holds.
+    """
 
     NAME: str
     PRECISIONS: tuple[str, ...]

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import scipy.sparse
 
+from fastvae import VAE, backends
 from fastvae.data import Dataset, as_dataset
-from fastvae.evaluation import Bound, decode, encode, evaluate_bound
+from fastvae.evaluation import Bound, decode, encode, evaluate_bound, result
 from fastvae.evaluation.elbo import POOL_DRAWS
 from fastvae.evaluation.inference import batch_rows
 from fastvae.evaluation.result import row_hashes
 from fastvae.kernels import Array, Plan
+from fastvae.model_plans import inference_plan
 from fastvae.network import Network
 from fastvae.rng import Stream, normal
 
@@ -147,6 +149,21 @@ def test_a_rows_draws_do_not_depend_on_how_it_is_stored(levels: bool) -> None:
         np.testing.assert_array_equal(comp, ref)
 
 
+def test_rows_of_a_dataset_are_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
+    monkeypatch.setattr(result, "_HASHED_ROWS", 8)
+    dataset, calls = as_dataset(rows), list[int]()
+    hashes = result._hashes
+    monkeypatch.setattr(result, "_hashes", lambda part: calls.append(part.n_rows) or hashes(part))
+
+    for some in (slice(0, 5), slice(5, 20), slice(0, 20)):
+        assert len(row_hashes(dataset, some)) == some.stop - some.start
+    comp = row_hashes(as_dataset(255 - rows), slice(0, 20))
+
+    assert calls == 2 * [8, 8, 4]
+    assert not np.isin(comp, row_hashes(dataset, slice(0, 20))).any()
+
+
 def test_more_draws_and_other_seeds_agree_within_their_error(
     make_plan: Callable[..., Plan], draw_params: Callable[..., Array]
 ) -> None:
@@ -243,3 +260,12 @@ def test_draws_must_be_positive(make_plan: Callable[..., Plan], draw_params: Cal
 def test_batches_stay_small_for_wide_data() -> None:
     assert batch_rows(Network(data_dim=2048, latent_dim=2)) == 128
     assert batch_rows(Network(data_dim=2**24, latent_dim=2)) == 16
+    assert batch_rows(Network(data_dim=4, latent_dim=2)) == 1024
+
+
+def test_batches_are_as_large_as_an_engine_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = VAE(2, hidden_dims=(5,), n_epochs=1, backend="reference").fit(make_rows(NETWORKS["bernoulli"], 100))
+    assert inference_plan(model).rows == 1024
+    monkeypatch.setattr(backends.load("reference"), "INFERENCE_VALUES", 2**11, raising=False)
+    model = VAE(2, hidden_dims=(5,), n_epochs=1, backend="reference").fit(make_rows(NETWORKS["bernoulli"], 100))
+    assert inference_plan(model).rows == 8

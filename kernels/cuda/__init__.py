@@ -15,9 +15,10 @@ from fastvae.kernels.cuda.launch import Device
 from fastvae.kernels.cuda.plan import PRECISIONS, CudaPlan
 from fastvae.network import Network
 
-__all__ = ["NAME", "PRECISIONS", "CudaPlan", "isa_level", "normal", "philox", "plan", "products"]
+__all__ = ["INFERENCE_VALUES", "NAME", "PRECISIONS", "CudaPlan", "isa_level", "normal", "philox", "plan", "products"]
 
 NAME = "cuda"
+INFERENCE_VALUES = 2**22  # not yet measured
 
 
 def isa_level() -> str:
