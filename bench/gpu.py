@@ -431,7 +431,7 @@ def host(samples: float) -> None:
     """Time what the host does in such runs, with a device that takes no time in place of the GPU."""
     for name in ("mnist", "freyface"):
         case = CASES[name]
-        sizes = {"rows": case.batch_size, "draws": 1, "precision": "bf16", "n_threads": 1}
+        sizes: dict[str, Any] = {"rows": case.batch_size, "draws": 1, "precision": "bf16", "n_threads": 1}
         plan = CudaPlan(case.network, device=IdleDevice(), name="cuda", **sizes)
         data = case.load()
         free, halted = (
