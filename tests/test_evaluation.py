@@ -149,19 +149,18 @@ def test_a_rows_draws_do_not_depend_on_how_it_is_stored(levels: bool) -> None:
         np.testing.assert_array_equal(comp, ref)
 
 
-def test_rows_of_a_dataset_are_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hashes_are_kept_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
-    monkeypatch.setattr(result, "_HASHED_ROWS", 8)
-    dataset, calls = as_dataset(rows), list[int]()
-    hashes = result._hashes
-    monkeypatch.setattr(result, "_hashes", lambda part: calls.append(part.n_rows) or hashes(part))
+    monkeypatch.setattr(result, "BLOCK_VALUES", 240)
+    dataset = as_dataset(rows)
+    ref = row_hashes(dataset, slice(0, 20))
 
-    for some in (slice(0, 5), slice(5, 20), slice(0, 20)):
-        assert len(row_hashes(dataset, some)) == some.stop - some.start
-    comp = row_hashes(as_dataset(255 - rows), slice(0, 20))
+    kept = result.with_hashes_kept(dataset)
+    rows[:] = 255 - rows
 
-    assert calls == 2 * [8, 8, 4]
-    assert not np.isin(comp, row_hashes(dataset, slice(0, 20))).any()
+    np.testing.assert_array_equal(row_hashes(kept, slice(0, 20)), ref)
+    np.testing.assert_array_equal(row_hashes(kept, slice(5, 9)), ref[5:9])
+    assert not np.isin(row_hashes(dataset, slice(0, 20)), ref).any()
 
 
 def test_more_draws_and_other_seeds_agree_within_their_error(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -357,24 +359,27 @@ def test_a_chunk_brings_over_what_numpy_computes_on(name: str) -> None:
     assert sum(here.downloaded) <= down < sum(there.downloaded)
 
 
-@pytest.mark.parametrize("times", [1, 2])
-def test_a_state_is_brought_back_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+@pytest.mark.parametrize("name", ["wake-sleep", "mcem"])
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_state_is_brought_back_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch, name: str, fails: bool) -> None:
     """Ctrl-C on the way is answered behind it. A device that fails leaves the state, and no step counts as done."""
-    algorithm, state = make(cuda_host, "wake-sleep", SMALL)  # type: ignore[arg-type]
-    order, left = order_of(3, 5), [KeyboardInterrupt] * times
-    device: Any = algorithm.plan._device  # type: ignore[attr-defined]
-    download = device.download
+    algorithm, state = make(cuda_host, name, SMALL)  # type: ignore[arg-type]
+    order, device = order_of(3, 5), algorithm.plan._device  # type: ignore[attr-defined]
+    download, cut = device.download, []
 
-    def cut(array: Array, address: int) -> None:
-        if array.shape == state.slots.shape and left:  # the parameters have come down already
-            raise left.pop()
+    def cutting(array: Array, address: int) -> None:
+        if array.shape == state.slots.shape and not cut:  # the parameters have come down already
+            cut.append(True)
+            if fails:
+                raise RuntimeError("the device fails")
+            os.kill(os.getpid(), signal.SIGINT)
         download(array, address)
 
-    monkeypatch.setattr(device, "download", cut)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(device, "download", cutting)
+    with pytest.raises(RuntimeError if fails else KeyboardInterrupt):
         advance(algorithm, state, order)
-    assert state.step == (3 if times == 1 else 0)
-    expected_algorithm, expected = make(cuda_host, "wake-sleep", SMALL)  # type: ignore[arg-type]
-    if times == 1:
+    assert state.step == (0 if fails else 3)
+    expected_algorithm, expected = make(cuda_host, name, SMALL)  # type: ignore[arg-type]
+    if not fails:
         advance(expected_algorithm, expected, order)
     assert_same_bits(state, copies_of(expected))

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from fastvae import backends
-from fastvae.callbacks import Callback, EpochMetrics
+from fastvae.callbacks import Callback, CSVLogger, EpochMetrics, LearningRateSchedule
 from fastvae.checkpoint import Checkpoint
 from fastvae.data import Dataset, as_dataset
 from fastvae.errors import DivergenceError
@@ -241,6 +242,94 @@ def test_epochs_made_at_once_and_cut_are_closed_and_told(
     run(algorithm, comp)
 
     assert_same(comp, ref)
+
+
+@pytest.mark.parametrize("n_good", range(13))
+def test_divergence_leaves_the_same_history_in_any_chunk(monkeypatch: pytest.MonkeyPatch, n_good: int) -> None:
+    class Diverging(Recorder):
+        def advance(self, state: State, *, order: Array, stats: Array, done: Array) -> None:
+            super().advance(state, order=order, stats=stats, done=done)
+            done[0] = min(len(order), max(0, n_good - state.step))
+
+        def diagnose(self, state: State, index: Array) -> str:
+            return "mu"
+
+    monkeypatch.setattr(loop, "CHUNK_SECONDS", 1e9)
+    ref, comp, told = bare_state(), bare_state(), Rows(every_epoch=False)
+    for state, callback in ((ref, Rows(every_epoch=True)), (comp, told)):
+        with pytest.raises(DivergenceError, match=f"at step {n_good}: mu is not finite"):
+            run(Diverging(), state, n_epochs=4, callbacks=[callback])
+
+    assert comp.history.get("epoch", []) == list(range(1, n_good // 4 + 1))
+    assert without_times(comp.history) == without_times(ref.history)
+    assert [rows for _, rows, _ in told.calls[-1:]] == [n_good // 4][: n_good // 4]
+
+
+class Mending(Callback):
+    every_epoch = False
+
+    def after_divergence(self, model: Any, error: DivergenceError) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("callback", "lengths"),
+    [
+        (Callback(), [1, 3, 8]),
+        (Rows(every_epoch=False), [1, 3, 8]),
+        (Mending(), [1, 3, 4, 4]),
+        (CSVLogger("history.csv"), [1, 3, 8]),
+        (LearningRateSchedule.exponential(0.9), [1, 3, 4, 4]),
+        (type("Own", (Callback,), {"after_steps": lambda *_: None})(), [1, 3, 4, 4]),
+        (type("Own", (CSVLogger,), {"epoch_columns": lambda *_: {"extra": 1}})("history.csv"), [1, 3, 4, 4]),
+        (type("Own", (Callback,), {"before_training": lambda *_: None})(), [1, 3, 8]),
+    ],
+)
+def test_training_halts_for_hooks_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, callback: Callback, lengths: list[int]
+) -> None:
+    monkeypatch.setattr(loop, "CHUNK_SECONDS", 1e9)
+    monkeypatch.chdir(tmp_path)
+
+    class Adjustable(Recorder):
+        def adjusted(self, **_: Any) -> Adjustable:
+            return self
+
+        def diagnose(self, state: State, index: Array) -> None:
+            return None
+
+    recorder, model = Adjustable(), as_model(bare_state())
+    model.history_ = model.state_.history
+
+    sizes = {"n_rows": N_ROWS, "batch_size": BATCH, "n_epochs": EPOCHS}
+    loop.run_epochs(model, recorder, **sizes, callbacks=[callback])
+
+    assert recorder.lengths == lengths
+
+
+def test_every_callback_is_told_of_the_end_whatever_it_raised() -> None:
+    class Full(Rows):
+        ended = False
+
+        def after_epoch(self, model: Any, epoch: int, history: dict[str, list[Any]]) -> None:
+            if self.calls:
+                raise OSError("disk full")
+            super().after_epoch(model, epoch, history)
+
+        def after_training(self, model: Any, error: BaseException | None) -> None:
+            self.ended = True
+
+    class Cut(Recorder):
+        def advance(self, state: State, *, order: Array, stats: Array, done: Array) -> None:
+            super().advance(state, order=order, stats=stats, done=done)
+            if len(order) == 8:
+                done[0] = 6
+                raise KeyboardInterrupt
+
+    callback = Full(every_epoch=False)
+    with pytest.raises(OSError, match="disk full"):
+        run(Cut(), bare_state(), callbacks=[callback])
+    assert callback.ended
 
 
 @pytest.mark.parametrize("chunk_seconds", [0.0, 1e9])

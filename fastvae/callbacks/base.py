@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["Callback", "EpochMetrics", "History", "lossy", "say"]
 
 History = dict[str, list[Any]]
+_EPOCH_HOOKS = frozenset(
+    ("learning_rate", "kl_weight", "after_steps", "epoch_columns", "after_epoch", "after_divergence")
+)
 
 
 class Callback:
@@ -30,14 +33,21 @@ class Callback:
         What the rest of a run depends on, by name: plain JSON values and arrays (float32, float64 or int64). It is
         saved with every checkpoint, empty where a run starts afresh, and there again when one goes on.
     every_epoch : bool
-        Whether training halts for it after every epoch. Where it does so for no callback, epochs that take less than a
-        second together are one call of the engine: `after_epoch` comes once then, after the last of them, when the
-        history has a row for each. So it can be False where `epoch_columns` does nothing, `learning_rate` and
-        `kl_weight` do not depend on the epoch, and `after_epoch` looks at the history alone.
+        Whether training halts for it after every epoch, which a class says for itself and those that inherit from it;
+        one that fills in another hook than `before_training`, `next_stop` and `after_training` does unless it says
+        otherwise. Where no callback asks for it, epochs that take less than a second together are one call of the
+        engine, and `after_steps` and `after_epoch` come once then, after the last of them, when the history has a row
+        for each. On a GPU that can double the speed (docs/cuda.md). False is right where `after_epoch` looks at the
+        history alone, `learning_rate` and `kl_weight` do not depend on the epoch, and the others do nothing.
     """
 
     memory: dict[str, Any]
-    every_epoch: bool = True
+    every_epoch: bool = False
+
+    def __init_subclass__(cls) -> None:
+        """Halt for hooks that a class brings and does not say to need no halt."""
+        if not _EPOCH_HOOKS.isdisjoint(vars(cls)) and "every_epoch" not in vars(cls):
+            cls.every_epoch = True
 
     def before_training(self, model: Model, n_steps: int) -> bool | None:
         """Before the first step of a session; ``n_steps`` is the step at which the run is complete.
@@ -73,7 +83,10 @@ class Callback:
         """Return the next step after `step` at which `after_steps` must be called; None for any."""
 
     def after_steps(self, model: Model, step: int) -> None:
-        """After some steps, about once a second, and after every epoch. `step` of them are done in all."""
+        """After some steps, about once a second, and after every epoch that training halts at.
+
+        `step` of them are done in all.
+        """
 
     def epoch_columns(self, model: Model, epoch: int) -> Mapping[str, Any]:
         """Return columns of the history for the epoch whose steps are done: numbers or other plain JSON values by name.
@@ -83,7 +96,7 @@ class Callback:
         return MappingProxyType({})
 
     def after_epoch(self, model: Model, epoch: int, history: History) -> bool | None:
-        """After an epoch whose row is in the history by now, or see `every_epoch`. True ends training.
+        """After an epoch whose row is in the history by now, or after several, see `every_epoch`. True ends training.
 
         Parameters
         ----------

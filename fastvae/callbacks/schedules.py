@@ -52,7 +52,7 @@ class LearningRateSchedule(_Schedule):
 
     The rate itself stays `learning_rate` of the model or its `Optimizer`; several schedules multiply. The history has
     the rate of each epoch's last step. Each value is a call of its own of the engine: by epochs that costs as good as
-    nothing on a processor, and on a GPU what `Callback.every_epoch` costs.
+    nothing on a processor, and makes a GPU wait for the host (docs/cuda.md, "What the host does").
 
     Parameters
     ----------

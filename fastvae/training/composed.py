@@ -30,13 +30,6 @@ def kl_weight_at(step: int, *, kl_weight: float, kl_warmup: int) -> float:
     return kl_weight * min(1.0, step / kl_warmup) if kl_warmup else kl_weight
 
 
-def _bring_back(state: State, there: State, done: Array, n_done: int) -> None:
-    """Let a state be what became of it elsewhere, `n_done` steps on: both, or with an error neither."""
-    done[0] = 0
-    state.take(there)
-    done[0] = n_done
-
-
 class StepBuffers(Protocol):
     """The arrays of one step."""
 
@@ -149,17 +142,17 @@ class Composed(Generic[B]):
                     self.apply(there, b, index=index, step=step)
                     done[0] = i + 1
         finally:
-            n_done = int(done[0])
-            try:
-                _bring_back(state, there, done, n_done)
-            except BaseException:  # a signal handler's, in the middle of it: once more, whole
-                _bring_back(state, there, done, n_done)
-                raise
+            n_done, done[0] = int(done[0]), 0
+            with gated_interrupts():
+                state.take(there)
+                done[0] = n_done
 
     def _placed(self, state: State) -> State:
-        """Return a state whose arrays that operations update lie where the plan computes."""
+        """Return a state to work on: what operations update lies where the plan computes, the rest are copies."""
         placed = place_of(self.plan).placed
-        extra = {name: placed(part) if name in self.updated_extra else part for name, part in state.extra.items()}
+        extra = {
+            name: placed(part) if name in self.updated_extra else part.copy() for name, part in state.extra.items()
+        }
         return replace(state, params=placed(state.params), slots=placed(state.slots), extra=extra)
 
     def history_row(self, means: list[float], *, step: int) -> dict[str, Any]:

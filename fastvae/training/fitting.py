@@ -20,6 +20,7 @@ from fastvae.checkpoint import list_checkpoints
 from fastvae.data import Dataset
 from fastvae.errors import CheckpointError
 from fastvae.evaluation import PASSING_DRAWS
+from fastvae.evaluation.result import with_hashes_kept
 from fastvae.kernels.places import place_of
 from fastvae.model import Model
 from fastvae.model_data import fitted_dataset, training_set
@@ -179,7 +180,7 @@ def _callbacks(model: Model, eval_set: Any) -> list[Callback]:
     callbacks: list[Callback] = []
     if eval_set is not None:
         settings.check_has_bound(model)
-        held_out = fitted_dataset(model, eval_set)
+        held_out = with_hashes_kept(fitted_dataset(model, eval_set))
 
         def measure(model: Model) -> dict[str, Any]:
             bound = model.evaluate(held_out, n_draws=PASSING_DRAWS).summary()
