@@ -98,11 +98,6 @@ class Launch(NamedTuple):
             arguments[name] = value
         return cls(file, kernel, blocks, threads, arguments, shared_bytes)
 
-    @property
-    def key(self) -> bytes:
-        """All that decides what it does."""
-        return f"{self.kernel} {self.blocks} ".encode() + bytes(self.arguments.tobytes())
-
     def __str__(self) -> str:
         """Kernel, grid, and the sizes among its arguments: what an error message says."""
         return f"{self.kernel}({', '.join(_sizes(self.arguments))}) on {self.blocks} blocks of {self.threads} threads"
@@ -122,11 +117,6 @@ class Product(NamedTuple):
     k: int
     transposed_a: bool = False
     transposed_b: bool = False
-
-    @property
-    def key(self) -> bytes:
-        """All that decides what it does."""
-        return repr(self).encode()
 
     def __str__(self) -> str:
         return f"a product of {self.m} x {self.k} and {self.k} x {self.n}"

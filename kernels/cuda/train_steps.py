@@ -16,7 +16,7 @@ from fastvae.kernels.cuda import phases
 from fastvae.kernels.cuda.arrays import DeviceArray
 from fastvae.kernels.cuda.cublas_step import CublasStep, Operands
 from fastvae.kernels.cuda.gather import arrays_of, dataset_at
-from fastvae.kernels.cuda.launch import LOOP, STEP, Device, Graph, Launch, Matrix, Work
+from fastvae.kernels.cuda.launch import LOOP, STEP, Device, Graph, Launch, Matrix
 from fastvae.kernels.cuda.optimizer import steps_table
 from fastvae.kernels.cuda.paths import step_flops
 from fastvae.kernels.cuda.source import Resident, Streamed
@@ -49,7 +49,7 @@ class Training:
         self._terms = self._flat.floats(phases.most_terms(network, work.rows * draws))
         self._tables_memory, self._tables_size, self._tables = Memory(device), (0, 0), Tables(0, 0, 0, 0)
         self._data_memory, self._data_places, self._data_sizes = Memory(device), list[int](), tuple[int, ...]()
-        self._graphs: dict[bytes, Graph] = {}  # the last few
+        self._graphs: dict[tuple[Any, ...], Graph] = {}  # the last few, by what their steps depend on
         self._operands: Operands | None = None  # made by the first step whose products are cuBLAS's
 
     def _slot(self) -> list[Matrix]:
@@ -100,13 +100,7 @@ class Training:
         self._device.upload(tables.steps, table)
         self._device.upload(tables.order, order)
         fields: dict[str, Any] = {
-            "network": self._network,
-            "work": self._work,
-            "slots": self._slots,
-            "terms": self._terms,
             "tables": tables,
-            "precision": self._precision,
-            "draws": self._draws,
             "data": source.data,
             "index": source.index,
             "rows": rows,
@@ -114,12 +108,10 @@ class Training:
             "scale": scale,
             "binarize": binarize,
             "seed": seed,
-            "shared_bytes": self._device.shared_bytes,
             "sampled": sampled,
         }
         operands = self._operands_of(path)
-        step_made = CublasStep(**fields, operands=operands) if operands else Step(**fields)
-        graph = self._recorded(list(step_made.launches()), length)
+        graph = self._recorded(fields, operands, length)
         self._exchange(params, state, store=False)
         if operands:
             self._device.run(list(operands.load()), self._precision)
@@ -152,15 +144,28 @@ class Training:
             self._operands = Operands(self._network, self._flat, self._work, self._draws, self._precision)
         return self._operands if path == "cublas" else None
 
-    def _recorded(self, launches: list[Work], length: int) -> Graph:
+    def _recorded(self, fields: dict[str, Any], operands: Operands | None, length: int) -> Graph:
         """The graph of `length` steps; one that is kept where nothing in it has changed."""
-        key = b"".join(launch.key for launch in launches)
-        key += length.to_bytes(4, "little")
-        graph = self._graphs.pop(key, None) or self._device.graph(launches * length, self._precision)
+        key = (*fields.values(), operands is None, length)
+        graph = self._graphs.pop(key, None) or self._device.graph(
+            [*self._step(fields, operands).launches()] * length, self._precision
+        )
         self._graphs[key] = graph
         if len(self._graphs) > _GRAPHS_KEPT:
             del self._graphs[next(iter(self._graphs))]
         return graph
+
+    def _step(self, fields: dict[str, Any], operands: Operands | None) -> Step:
+        fields = fields | {
+            "network": self._network,
+            "work": self._work,
+            "slots": self._slots,
+            "terms": self._terms,
+            "precision": self._precision,
+            "draws": self._draws,
+            "shared_bytes": self._device.shared_bytes,
+        }
+        return CublasStep(**fields, operands=operands) if operands else Step(**fields)
 
     def _graph_length(self, n_steps: int, rows: int) -> int:
         """Steps of a graph: so many that few are left over, for those take nearly as long as others.
