@@ -13,7 +13,7 @@ import cuda_host
 import numpy as np
 import pytest
 import scipy.sparse
-from cuda_host.device import HostBuffer, HostDevice, HostGraph
+from cuda_host.device import HostDevice, HostGraph, SmallDevice
 
 from fastvae.kernels import ESTIMATORS, Array
 from fastvae.kernels.cuda import paths, phases, sample
@@ -311,17 +311,6 @@ def test_a_device_of_less_shared_memory_takes_the_plain_launches() -> None:
     training = Training(network, rows=4, steps=1)
     training.run(training.plan(device, draws=20))
     assert "latent_forward" in [launch.kernel for launch in device.recorded if isinstance(launch, Launch)]
-
-
-class SmallDevice(HostDevice):
-    """Has no room for an array of more than `limit` bytes."""
-
-    limit = 2**62
-
-    def zeros(self, size: int) -> HostBuffer:
-        if size > self.limit:
-            raise MemoryError("too small")
-        return super().zeros(size)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 from cuda_host import fake_cupy
-from cuda_host.device import HostBuffer, HostDevice
+from cuda_host.device import HostDevice, SmallDevice
 from test_algorithms import KINDS, SMALL, advance, assert_same_bits, copies_of, make, order_of
 
 from fastvae import VAE, backends, evaluation
@@ -132,17 +132,6 @@ def test_arrays_of_cupy_are_made_on_the_stream_of_the_plan(monkeypatch: pytest.M
     algorithm, expected_state = make(cuda_host, "wake-sleep", SMALL)  # type: ignore[arg-type]
     advance(algorithm, expected_state, order_of(3, 5))
     assert_same_bits(state, copies_of(expected_state))
-
-
-class SmallDevice(HostDevice):
-    """Has no room for an array of more than `limit` bytes."""
-
-    limit = 2**62
-
-    def zeros(self, size: int) -> HostBuffer:
-        if size > self.limit:
-            raise MemoryError("too small")
-        return super().zeros(size)
 
 
 def test_what_there_is_no_room_for_stays_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:

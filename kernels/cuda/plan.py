@@ -21,7 +21,7 @@ from fastvae.kernels.cuda.gather import arrays_of, dataset_at, gather
 from fastvae.kernels.cuda.latent import Latent, latent_backward, latent_forward
 from fastvae.kernels.cuda.launch import NOWHERE, Device, Launch, Matrix
 from fastvae.kernels.cuda.optimizer import update, update_at
-from fastvae.kernels.cuda.place import DevicePlace
+from fastvae.kernels.cuda.places import DevicePlace
 from fastvae.kernels.cuda.train_steps import Training
 from fastvae.kernels.cuda.workspace import Memory, Workspace, aligned, backward, forward, inputs, pack
 from fastvae.kernels.turn import Turn

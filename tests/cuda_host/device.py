@@ -206,3 +206,15 @@ class HostDevice:
     def synchronize(self) -> None:
         """Nothing is ever pending."""
         self.under_way = 0
+
+
+class SmallDevice(HostDevice):
+    """Has no room for an array of more than `limit` bytes."""
+
+    limit = 2**62
+
+    def zeros(self, size: int) -> HostBuffer:
+        """Allocate, or not."""
+        if size > self.limit:
+            raise MemoryError("too small")
+        return super().zeros(size)
