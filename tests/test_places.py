@@ -21,7 +21,7 @@ from fastvae import VAE, backends, evaluation
 from fastvae.data import as_dataset
 from fastvae.evaluation import importance
 from fastvae.kernels import Array, Plan, cuda
-from fastvae.kernels.cuda import place
+from fastvae.kernels.cuda import places
 from fastvae.kernels.cuda.plan import CudaPlan
 from fastvae.kernels.places import place_of
 from fastvae.model_plans import inference_plan, training_plan
@@ -145,7 +145,7 @@ def test_what_there_is_no_room_for_stays_on_the_host(monkeypatch: pytest.MonkeyP
     assert there.placed(strided) is strided
     device.limit = 5000
     assert there.placed(a) is not a
-    monkeypatch.setattr(place, "_LARGE", a.nbytes)
+    monkeypatch.setattr(places, "_LARGE", a.nbytes)
     device.zeros = lambda size: HostDevice.zeros(device, size) if size == a.nbytes else refuse()  # type: ignore[method-assign]
     assert there.placed(a) is a
 
