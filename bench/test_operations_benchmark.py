@@ -1,6 +1,7 @@
 """Time every operation of the contract by itself, for every engine and precision, on the mnist case: ``pytest bench``.
 
-``train_steps`` is one call of as many steps as the case has.
+``train_steps`` is one call of as many steps as the case has. And what goes on beside the operations: an epoch's order,
+and the bound of 10,000 rows, evaluated once or again and again.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ from fastvae.bench.cases import CASES
 from fastvae.bench.data import Minibatches
 from fastvae.data import Dataset
 from fastvae.errors import BackendError
+from fastvae.evaluation import evaluate_bound
+from fastvae.evaluation.inference import batch_rows
+from fastvae.evaluation.result import with_hashes_kept
 from fastvae.kernels import Array, Plan
 from fastvae.network import initialise
-from fastvae.rng import Stream
+from fastvae.rng import Stream, epoch_order
 from fastvae.training.aevb import Buffers
 
 CASE = CASES["mnist"]
@@ -57,6 +61,9 @@ def operations(plan: Plan, normal: Callable[..., None]) -> dict[str, Callable[[]
     latent: dict[str, Array] = {"mu": b.mu, "logvar": b.logvar, "eps": b.eps}
     scale = 1 / CASE.batch_size
     return {
+        "gather_binarized": partial(
+            plan.gather, data=data.rows, index=order[0], x=b.x, **noise | {"binarize": "dynamic"}
+        ),
         "gather": partial(plan.gather, data=data.rows, index=order[0], x=b.x, **noise),
         "normal": partial(normal, seed=0, step=0, stream=Stream.LATENT, out=b.eps),
         "encoder_forward": partial(plan.encoder_forward, mu=b.mu, logvar=b.logvar, **encoder),
@@ -100,8 +107,8 @@ def operations(plan: Plan, normal: Callable[..., None]) -> dict[str, Callable[[]
 
 
 NAMES = (
-    *("gather", "normal", "encoder_forward", "latent_forward", "latent_forward_sampled", "decoder_forward"),
-    *("likelihood", "likelihood_mean", "likelihood_sample", "decoder_backward", "latent_backward"),
+    *("gather_binarized", "gather", "normal", "encoder_forward", "latent_forward", "latent_forward_sampled"),
+    *("decoder_forward", "likelihood", "likelihood_mean", "likelihood_sample", "decoder_backward", "latent_backward"),
     *("latent_backward_sampled", "encoder_backward", "log_joint", "update", "train_steps"),
 )
 
@@ -122,3 +129,25 @@ def test_operation(benchmark: Any, backend: str, precision: str, name: str) -> N
         every[before]()
     benchmark.group = name
     benchmark(every[name])
+
+
+@pytest.mark.parametrize("way", ["C++", "NumPy"])
+def test_epoch_order(benchmark: Any, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    reason = backends.unavailable("cpp")
+    if way == "C++" and reason:
+        pytest.skip(reason)
+    if way == "NumPy":
+        monkeypatch.setattr(backends, "unavailable", lambda name: f"no {name}")
+    benchmark.group = "epoch_order"
+    benchmark(epoch_order, 60000, seed=0, epoch=0)
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["once", "hashes kept"])
+def test_bound(benchmark: Any, kept: bool) -> None:
+    engine, data = backends.load(), rows().select(slice(10000))
+    plan = engine.plan(
+        CASE.network, rows=batch_rows(CASE.network), draws=1, precision="fp32", n_threads=backends.default_threads()
+    )
+    data = with_hashes_kept(data) if kept else data
+    benchmark.group = "bound of 10,000 rows"
+    benchmark(evaluate_bound, plan, initialise(CASE.network, seed=0), data, n_draws=1, seed=0)

@@ -131,19 +131,21 @@ class Composed(Generic[B]):
             fails, which leaves `state` as it was.
         """
         done[0] = 0
-        b, there = self.allocate(order.shape[1], state.params.dtype), self._placed(state)
-        try:
-            for i, index in enumerate(order):
-                step = state.step + i
-                stats[i] = self.measure(there, b, index=index, step=step)
-                if not np.isfinite(stats[i]).all():
-                    return
-                with gated_interrupts():
+        with gated_interrupts() as gate:
+            b, there = self.allocate(order.shape[1], state.params.dtype), self._placed(state)
+            try:
+                for i, index in enumerate(order):
+                    if gate.holds:
+                        return
+                    step, gate.open = state.step + i, True
+                    stats[i] = self.measure(there, b, index=index, step=step)
+                    gate.open = False
+                    if not np.isfinite(stats[i]).all():
+                        return
                     self.apply(there, b, index=index, step=step)
                     done[0] = i + 1
-        finally:
-            n_done, done[0] = int(done[0]), 0
-            with gated_interrupts():
+            finally:
+                gate.open, n_done, done[0] = False, int(done[0]), 0
                 state.take(there)
                 done[0] = n_done
 

@@ -19,9 +19,10 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclass
 class Gate:
-    """Whether Ctrl-C is let through."""
+    """Whether Ctrl-C is let through, and whether one waits to be."""
 
     open: bool = False
+    holds: bool = False
 
 
 @contextmanager
@@ -44,6 +45,7 @@ def gated_interrupts() -> Iterator[Gate]:
             handlers[number](number, frame)
         else:
             caught.append((number, frame))
+            gate.holds = True
 
     for number in handlers:
         signal.signal(number, handle)

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -207,14 +206,15 @@ def _interrupted(run: Run, error: KeyboardInterrupt) -> Interrupted:
 def _end(run: Run, error: BaseException | None) -> None:
     """Tell every callback, also of epochs that a cut chunk has closed, and raise what the first of them raises."""
     failures, epoch = [], run.state.epochs_closed
-    tell: list[Callable[[Callback], Any]] = [lambda callback: callback.after_training(run.model, error)]
-    if epoch > run.epochs_told:
-        tell.insert(0, lambda callback: callback.after_epoch(run.model, epoch, run.state.history))
-    for callback, hook in product(run.callbacks, tell):
-        try:
-            hook(callback)
-        except Exception as failure:
-            failures.append(failure)
+    for callback in run.callbacks:
+        hooks: list[tuple[Callable[..., Any], Any]] = [(callback.after_training, (error,))]
+        if epoch > run.epochs_told:
+            hooks.insert(0, (callback.after_epoch, (epoch, run.state.history)))
+        for hook, arguments in hooks:
+            try:
+                hook(run.model, *arguments)
+            except Exception as failure:
+                failures.append(failure)
     if failures:
         raise failures[0]
 
@@ -265,7 +265,7 @@ def _epochs_at_once(run: Run, n_left: int, n_rows: int) -> int:
 def _run_chunk(run: Run, *orders: Array) -> None:
     """Make the steps of `orders`, all but the last of which go to the end of an epoch."""
     order = np.concatenate(orders) if len(orders) > 1 else orders[0]
-    state, algorithm, (n_steps, batch_size) = run.state, run.scheduled(run.state.step), order.shape
+    state, algorithm, n_steps = run.state, run.scheduled(run.state.step), len(order)
     before = state.snapshot() if len(orders) > 1 else None
     stats, done = np.empty((n_steps, len(algorithm.statistics))), np.zeros(1, np.int64)
     with gated_interrupts() as gate, np.errstate(all="ignore"):  # what is not finite is looked for below
@@ -279,7 +279,7 @@ def _run_chunk(run: Run, *orders: Array) -> None:
             if before is not None and state.first_not_finite(algorithm.plan.network.layout):
                 state.rewind(before)  # epoch by epoch again: it must not depend on the chunk which one is named
                 run.halts_every_epoch, n_done, n_steps = True, 0, 0
-            _count(run, [len(part) for part in orders], stats[:n_done], batch_size=batch_size, seconds=seconds)
+            _count(run, algorithm, stats[:n_done], orders, seconds=seconds)
     if n_done:
         run.seconds_per_step = max((perf_counter() - start) / n_done, 1e-9)
     if n_done < n_steps:
@@ -289,15 +289,15 @@ def _run_chunk(run: Run, *orders: Array) -> None:
         raise run.diverged("the bound")  # of the fused step alone
 
 
-def _count(run: Run, lengths: list[int], stats: Array, *, batch_size: int, seconds: float) -> None:
-    """Account for the steps whose `stats` these are, and close each epoch of `lengths` that others of them follow."""
+def _count(run: Run, algorithm: Algorithm, stats: Array, orders: Sequence[Array], *, seconds: float) -> None:
+    """Account for the steps whose `stats` these are, and close each epoch of `orders` that others of them follow."""
     share = seconds / max(len(stats), 1)
-    for length in lengths:
-        part, stats = stats[:length], stats[length:]
-        run.state.count(part, batch_size=batch_size, seconds=share * len(part))
+    for order in orders:
+        part, stats = stats[: len(order)], stats[len(order) :]
+        run.state.count(part, batch_size=order.shape[1], seconds=share * len(part))
         if not len(stats):
             return
-        run.state.close_epoch(_row(run, run.state.epochs_closed + 1))
+        run.state.close_epoch(_row(run, algorithm, run.state.epochs_closed + 1))
 
 
 def _check_step(run: Run, index: Array) -> None:
@@ -314,7 +314,7 @@ def _close_epoch(run: Run, epoch: int) -> None:
     # The bound of a step is looked at before its update.
     if tensor := state.first_not_finite(run.algorithm.plan.network.layout):
         raise run.diverged(tensor)
-    row = _row(run, epoch)
+    row = _row(run, run.scheduled(max(state.step - 1, 0)), epoch)
     for callback in run.callbacks:
         columns = callback.epoch_columns(run.model, epoch)
         if taken := row.keys() & columns.keys():
@@ -327,14 +327,13 @@ def _close_epoch(run: Run, epoch: int) -> None:
     _tell_steps(run)
 
 
-def _row(run: Run, epoch: int) -> dict[str, Any]:
-    """Return the epoch's row of the history but for what callbacks measure."""
-    state, last = run.state, max(run.state.step - 1, 0)
-    algorithm = run.scheduled(last)
+def _row(run: Run, algorithm: Algorithm, epoch: int) -> dict[str, Any]:
+    """Return the epoch's row of the history but for what callbacks measure; its last step was the algorithm's."""
+    state, means = run.state, (run.state.sums / run.steps_per_epoch).tolist()
     return {
         "epoch": epoch,
         "step": state.step,
-        **algorithm.history_row((state.sums / run.steps_per_epoch).tolist(), step=last),
+        **algorithm.history_row(means, step=max(state.step - 1, 0)),
         "learning_rate": algorithm.optimizer.learning_rate,
         "seconds": state.epoch_seconds,
         "samples_per_second": state.epoch_samples / max(state.epoch_seconds, 1e-9),
