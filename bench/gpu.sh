@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
 # Install, test and time the CUDA engine on a machine with a GPU, in nine minutes; no internet is needed.
 #
-#   bench/gpu.sh OUTDIR [PART...]
+#   bench/gpu.sh OUTDIR            everything
+#   bench/gpu.sh OUTDIR check      in five minutes: do the kernels run, are they right, how long do they take
+#   bench/gpu.sh OUTDIR measure    in seven: every timing, ours and the peers', for the report
+#   bench/gpu.sh OUTDIR PART...    these alone, after the install
 #
+# Where time on the device is short, `check` comes first, so that what it finds is mended before the peers are timed.
 # OUTDIR gets few files: gpu.log, what every part has printed; tests.log and tests.xml; the JSON of each measurement and
-# gpu.json, which joins them. A part that fails or is late takes no other with it; PARTs run these alone, after the
-# install. FASTVAE_GPU_DRY_RUN=1 prints what would be run, with the limit of each part in seconds.
+# gpu.json, which joins them. A part that fails or is late takes no other with it. FASTVAE_GPU_DRY_RUN=1 prints what
+# would be run, with the limit of each part in seconds.
 #
 # The Python that PYTHON names (python3) needs CuPy with NVRTC, cuBLAS and CUDA's headers, NumPy, SciPy, scikit-learn,
 # Numba, safetensors, click, tqdm, joblib, pandas, pytest, pytest-benchmark, scikit-build-core, pybind11, CMake and Ninja;
@@ -14,6 +18,9 @@ set -uo pipefail
 out=$(realpath -m "${1:?usage: bench/gpu.sh OUTDIR [PART...]}")
 shift
 parts=" $* "
+first_parts="device packages cupy info"
+parts=${parts/ check / $first_parts tests constants ours report sanitizer }
+parts=${parts/ measure / $first_parts constants ours run torch jax ours-sweep torch-sweep jax-sweep report }
 cd "$(dirname "$0")/.." || exit 1
 dry=${FASTVAE_GPU_DRY_RUN:-}
 failed=0
