@@ -97,7 +97,7 @@ def _check_algorithm(model: Model) -> None:
     kind, chosen = algorithm_class(name, estimator), f"algorithm={name!r} with estimator={estimator!r}"
     if not kind.weighs_kl and (model.kl_weight != 1 or model.kl_warmup != 0):
         raise ValueError(f"{chosen} has no KL divergence to weigh; set kl_weight=1 and kl_warmup=0")
-    if not kind.weighs_kl and any(type(each).kl_weight is not Callback.kl_weight for each in model.callbacks or ()):
+    if not kind.weighs_kl and any(_weighs_kl(each) for each in model.callbacks or ()):
         raise ValueError(f"{chosen} has no KL divergence to weigh; leave KLAnneal out of callbacks")
     if name == "full-vb" and model.prior:
         raise ValueError("algorithm='full-vb' has the prior N(0, I) of the weights in its bound; set prior=False")
@@ -108,6 +108,11 @@ def _check_algorithm(model: Model) -> None:
             "algorithm='mcem' keeps a z of p(z|x) for every row, whose x binarize='dynamic' would change at every "
             "visit; set binarize='fixed'"
         )
+
+
+def _weighs_kl(callback: Callback) -> bool:
+    """Whether it has a `kl_weight` of its own, be it the class's or the object's."""
+    return getattr(callback.kl_weight, "__func__", callback.kl_weight) is not Callback.kl_weight
 
 
 def network(model: Model, data_dim: int) -> Network:

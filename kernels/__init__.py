@@ -20,7 +20,7 @@ Rules
   it. (The reference leaves the order to NumPy's BLAS, which chooses it by shape.)
 - Arrays are NumPy's, or of memory that an engine knows better. A plan with an attribute ``place`` brings memory of its
   own for what goes from one operation to the next: see `fastvae.kernels.places`.
-- ``train_steps`` equals the composition of the operations (``fastvae.training.aevb.compose_step``) up to rounding.
+- ``train_steps`` equals the composition of the operations (``fastvae.training.step.compose_step``) up to rounding.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from fastvae.network import Network
 from fastvae.optimizer import Optimizer
 
-__all__ = ["BINARIZE", "ESTIMATORS", "Array", "Engine", "Plan"]
+__all__ = ["BINARIZE", "ESTIMATORS", "STEP_ESTIMATORS", "Array", "Engine", "Plan"]
 
 Array = NDArray[Any]
 
@@ -44,6 +44,9 @@ BINARIZE = ("none", "dynamic", "fixed", "shared")
 # The paper's estimators of the bound, which differ in the KL divergence: "sgvb-b" (equation 7) has the analytic one,
 # "sgvb-a" (equation 6) the mean over the draws of log q(z|x) - log p(z).
 ESTIMATORS = ("sgvb-b", "sgvb-a")
+# Of the gradients that ``train_steps`` ascends: these two; the importance-weighted bound's (Burda et al. 2016); and the
+# two of wake-sleep (section 5).
+STEP_ESTIMATORS = (*ESTIMATORS, "iwae", "wake-sleep")
 
 
 class Plan(Protocol):
@@ -303,12 +306,21 @@ class Plan(Protocol):
         stats: Array,
         done: Array,
     ) -> None:
-        """Run consecutive AEVB steps (Algorithm 1), nothing in between.
+        """Run consecutive training steps, nothing in between: of AEVB (Algorithm 1) or wake-sleep.
 
         Each step gathers its minibatch, draws ``eps`` from stream LATENT, and ascends the gradient of
         ``1/M sum_m [1/L sum_l log p(x_m|z_ml) - beta kl_m] - decay/2 |params|^2``, ``kl_m`` analytic (SGVB-B,
         equation 7) or ``1/L sum_l log q(z_ml|x_m) - log p(z_ml)`` (SGVB-A, equation 6),
         ``beta = kl_weight * min(1, t / kl_warmup)`` at step ``t`` (``kl_weight`` when ``kl_warmup`` is 0).
+
+        Or AEVB ascends the importance-weighted bound, ``1/M sum_m log 1/L sum_l w_ml``, ``w_ml`` being
+        ``p(x_m, z_ml) / q(z_ml|x_m)``, with the same draws. Its ``log_px`` is the mean of log p(x|z) under the
+        normalised weights ``w_ml / sum_l w_ml``, and ``kl_m`` what it exceeds the bound by.
+
+        Of wake-sleep, theta ascends ``1/(L M) sum log p(x_m|z_ml)`` with the same draws, and phi ``1/M sum log q(z|x)``
+        at as many dreams, ``z ~ N(0, I)`` of stream DREAM_LATENT and ``x ~ p(x|z)`` as `likelihood_sample` draws it.
+        Both gradients are taken at the same parameters, and the weight prior is the same. The bound that is reported,
+        and looked at, is the one of SGVB-B.
 
         It returns before the end, parameters and state as the last complete step left them, when the bound of a
         minibatch is not finite (its ``stats`` row is filled, its update is not made), and raises KeyboardInterrupt
@@ -327,9 +339,10 @@ class Plan(Protocol):
             Row numbers of each step's minibatch. M at most the plan's ``rows``; L is the plan's ``draws``.
         step : int
             Number of the first step, counted from 0 over the whole training.
-        estimator : {"sgvb-b", "sgvb-a"}
+        estimator : {"sgvb-b", "sgvb-a", "iwae", "wake-sleep"}
         kl_weight : float
         kl_warmup : int
+            1 and 0 with the last two, which have no KL divergence to weigh.
         decay : float
             As in `update`.
         stats : ndarray of shape (T, 2), float64

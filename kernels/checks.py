@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastvae.errors import BackendError
-from fastvae.kernels import BINARIZE, ESTIMATORS, Array
+from fastvae.kernels import BINARIZE, ESTIMATORS, STEP_ESTIMATORS, Array
 from fastvae.network import Network
 
 __all__ = ["CheckedPlan", "Flags", "check_array", "check_estimator", "check_noise"]
@@ -98,10 +98,10 @@ def check_constants(*, scale: float, binarize: str) -> None:
         raise ValueError(f"scale must be positive and finite, got {scale!r}")
 
 
-def check_estimator(estimator: str) -> None:
-    """Require one of `fastvae.kernels.ESTIMATORS`."""
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
+def check_estimator(estimator: str, among: tuple[str, ...] = ESTIMATORS) -> None:
+    """Require a known one."""
+    if estimator not in among:
+        raise ValueError(f"estimator must be one of {', '.join(among)}, got {estimator!r}")
 
 
 class CheckedPlan:
@@ -218,7 +218,12 @@ class CheckedPlan:
         check_indices("order", order, check_data(data, self.network.data_dim))
         check_constants(scale=scale, binarize=binarize)
         check_noise(seed=seed, step=step)
-        check_estimator(estimator)
+        check_estimator(estimator, STEP_ESTIMATORS)
         for name, value in (("kl_weight", kl_weight), ("kl_warmup", kl_warmup), ("decay", decay)):
             if not isfinite(value) or (value < 0 and name == "kl_warmup"):
                 raise ValueError(f"{name} must be finite, and kl_warmup not negative, got {value!r}")
+        if estimator not in ESTIMATORS and (kl_weight, kl_warmup) != (1, 0):
+            raise ValueError(
+                f"kl_weight and kl_warmup must be 1 and 0 with estimator {estimator!r}, which has no KL divergence to "
+                f"weigh, got {kl_weight!r} and {kl_warmup!r}"
+            )

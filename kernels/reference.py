@@ -14,8 +14,9 @@ from fastvae.kernels import Array
 from fastvae.kernels.checks import CheckedPlan, check_array, check_noise
 from fastvae.network import Dense, Network
 from fastvae.optimizer import Optimizer
-from fastvae.training.aevb import Buffers, compose_step
+from fastvae.training.aevb import Buffers
 from fastvae.training.composed import kl_weight_at
+from fastvae.training.step import compose_step
 
 __all__ = ["NAME", "PRECISIONS", "ReferencePlan", "normal", "philox", "plan"]
 

@@ -723,6 +723,14 @@ def test_a_diverged_state_never_replaces_a_checkpoint(tmp_path: Path) -> None:
     assert [VAE.load(path).n_steps_ for path in list_checkpoints(tmp_path)] == [0, 2, 4]
 
 
+def test_a_weight_of_one_callback_is_found_too() -> None:
+    """Of the object and not of its class."""
+    callback = Callback()
+    callback.kl_weight = lambda weight, *, epoch, step: 0.5 * weight  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="leave KLAnneal out of callbacks"):
+        make_vae(algorithm="wake-sleep", callbacks=[callback]).fit(make_rows())
+
+
 def test_callbacks_are_checked() -> None:
     for make, message in (
         (lambda: EarlyStopping(patience=0), "patience must be an integer from 1"),

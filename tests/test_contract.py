@@ -431,8 +431,20 @@ def test_bad_keys_of_a_sample_are_refused(make_plan: Callable[..., Plan], name: 
 
 def test_an_unknown_estimator_is_named_with_the_known_ones(make_plan: Callable[..., Plan]) -> None:
     inputs, outputs = valid_arguments("train_steps")
-    inputs["estimator"] = "iwae"
-    with pytest.raises(ValueError, match=r"^estimator must be one of sgvb-b, sgvb-a, got 'iwae'$"):
+    inputs["estimator"] = "sgvb"
+    with pytest.raises(ValueError, match=r"^estimator must be one of sgvb-b, sgvb-a, iwae, wake-sleep, got 'sgvb'$"):
+        make_plan(NETWORK, rows=M, draws=L).train_steps(**inputs, **outputs)
+    assert_unwritten(outputs)
+
+
+@pytest.mark.parametrize("estimator", ["iwae", "wake-sleep"])
+@pytest.mark.parametrize("weights", [(0.5, 0), (1.0, 4)])
+def test_a_weight_of_no_kl_divergence_is_refused(
+    make_plan: Callable[..., Plan], estimator: str, weights: tuple[float, int]
+) -> None:
+    inputs, outputs = valid_arguments("train_steps")
+    inputs |= {"estimator": estimator, "kl_weight": weights[0], "kl_warmup": weights[1]}
+    with pytest.raises(ValueError, match=rf"^kl_weight and kl_warmup must be 1 and 0 with estimator '{estimator}'"):
         make_plan(NETWORK, rows=M, draws=L).train_steps(**inputs, **outputs)
     assert_unwritten(outputs)
 

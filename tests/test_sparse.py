@@ -11,7 +11,8 @@ import scipy.sparse
 from fastvae import backends
 from fastvae.network import Network, initialise
 from fastvae.optimizer import Optimizer
-from fastvae.training import aevb
+from fastvae.training import step as law
+from fastvae.training.aevb import Buffers
 
 OPTIMIZERS = [Optimizer("adagrad", 0.01), Optimizer("adagrad", 0.01, hold_steps=2), Optimizer("adam"), Optimizer("sgd")]
 SHAPES = [
@@ -67,7 +68,7 @@ def test_the_loop_has_the_bits_of_the_operations(
         engine.normal(seed=seed, step=step, stream=stream, out=out)
         return out
 
-    monkeypatch.setattr(aevb, "normal", engine_normal)
+    monkeypatch.setattr(law, "normal", engine_normal)
     data = make_rows(3 * rows, network.data_dim, density)
     order = np.random.default_rng(1).permutation(3 * rows).reshape(3, rows)
     plan = engine.plan(network, rows=rows, draws=draws, precision=precision, n_threads=2)
@@ -79,8 +80,8 @@ def test_the_loop_has_the_bits_of_the_operations(
         "estimator": estimator,
     }
 
-    ref, buffers = arguments(network, optimizer, decay), aevb.Buffers.allocate(network, rows, draws)
-    stats = [aevb.compose_step(plan, buffers, index=index, step=t, **ref, **shared) for t, index in enumerate(order)]
+    ref, buffers = arguments(network, optimizer, decay), Buffers.allocate(network, rows, draws)
+    stats = [law.compose_step(plan, buffers, index=index, step=t, **ref, **shared) for t, index in enumerate(order)]
     comp, comp_stats = arguments(network, optimizer, decay), np.empty((3, 2))
     done = np.zeros(1, np.int64)
     plan.train_steps(order=order, step=0, kl_warmup=0, stats=comp_stats, done=done, **comp, **shared)

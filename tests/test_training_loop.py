@@ -23,11 +23,12 @@ from fastvae.network import Network, initialise
 from fastvae.optimizer import Optimizer
 from fastvae.rng import epoch_order
 from fastvae.training import loop
-from fastvae.training.aevb import AEVB, Buffers, compose_step
+from fastvae.training.aevb import AEVB, Buffers
 from fastvae.training.algorithm import algorithm_class
 from fastvae.training.composed import Composed
 from fastvae.training.interrupts import Interrupted
 from fastvae.training.state import State, append_row, fingerprint
+from fastvae.training.step import compose_step
 
 NETWORK = Network(data_dim=9, latent_dim=2, encoder_hidden=(7,), decoder_hidden=(5,))
 N_ROWS, BATCH, EPOCHS = 33, 8, 3  # four steps an epoch, one row left out

@@ -1,4 +1,4 @@
-"""Auto-Encoding Variational Bayes (Algorithm 1) with either of its estimators, as contract operations."""
+"""Auto-Encoding Variational Bayes (Algorithm 1) with either of its estimators, as contract operations and fused."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ from fastvae.kernels import Array, Plan
 from fastvae.kernels.checks import check_estimator
 from fastvae.kernels.places import Place, place_of
 from fastvae.network import Network
-from fastvae.optimizer import Optimizer
-from fastvae.rng import Stream, normal
+from fastvae.rng import Stream
 from fastvae.training.composed import Composed
 
 if TYPE_CHECKING:
     from fastvae.training.state import State
 
-__all__ = ["AEVB", "Buffers", "SampledAEVB", "compose_forward", "compose_gradient", "compose_step"]
+__all__ = ["AEVB", "Buffers", "Fused", "SampledAEVB", "compose_forward", "compose_gradient"]
 
 
 @dataclass
 class Buffers:
     """The arrays between the operations of one step on M rows and L draws.
 
-    The estimator says which it uses: SGVB-B `kl` (M,), SGVB-A `sampled_kl` and `weight` (L, M). What NumPy computes on
-    is NumPy's: `mu`, `logvar`, `eps`, `kl`, `sampled_kl`, `weight`, `log_px`, `dmu` and `dlogvar`. The others lie where
-    the plan computes.
+    The estimator says which it uses: SGVB-B and wake-sleep `kl` (M,), the others `sampled_kl` and `weight` (L, M).
+    What NumPy computes on is NumPy's: `mu`, `logvar`, `eps`, `kl`, `sampled_kl`, `weight`, `log_px`, `dmu` and
+    `dlogvar`. The others lie where the plan computes.
     """
 
     x: Array
@@ -148,51 +147,17 @@ def compose_gradient(
     return log_px, kl
 
 
-def compose_step(
-    plan: Plan,
-    b: Buffers,
-    *,
-    params: Array,
-    state: Array,
-    optimizer: Optimizer,
-    data: Any,
-    index: Array,
-    scale: float,
-    binarize: str,
-    seed: int,
-    step: int,
-    estimator: str,
-    kl_weight: float,
-    decay: float,
-) -> tuple[float, float]:
-    """Make one step of AEVB out of the operations: the law that every ``train_steps`` follows.
-
-    Arguments are those of `fastvae.kernels.Plan.train_steps`; `kl_weight` is the weight at this step.
-
-    Returns
-    -------
-    log_px, kl : float
-        Means over the minibatch, in nats. When their difference is not finite, nothing is updated.
-
-    Raises
-    ------
-    ValueError
-        An unknown estimator.
-    """
-    plan.gather(data=data, index=index, scale=scale, binarize=binarize, seed=seed, step=step, x=b.x)
-    b.eps[:] = normal(seed=seed, step=step, stream=Stream.LATENT, shape=b.eps.shape, dtype=b.eps.dtype)
-    log_px, kl = compose_gradient(plan, b, params=params, estimator=estimator, kl_weight=kl_weight)
-    if np.isfinite(log_px - kl):
-        plan.update(optimizer=optimizer, params=params, grad=b.grad, state=state, step=step, decay=decay)
-    return log_px, kl
-
-
 @dataclass(frozen=True)
-class AEVB(Composed[Buffers]):
-    """Algorithm 1 of the paper with the estimator SGVB-B (equation 7); the engine fuses its steps."""
+class Fused(Composed[Buffers]):
+    """An algorithm whose steps the engine fuses.
 
-    estimator: ClassVar[str] = "sgvb-b"
-    weighs_kl: ClassVar[bool] = True
+    Attributes
+    ----------
+    estimator : str
+        Of the gradient that a step ascends: `fastvae.kernels.STEP_ESTIMATORS`.
+    """
+
+    estimator: ClassVar[str]
 
     def advance(self, state: State, *, order: Array, stats: Array, done: Array) -> None:
         """Run ``train_steps``."""
@@ -217,6 +182,14 @@ class AEVB(Composed[Buffers]):
     def allocate(self, rows: int, dtype: Any) -> Buffers:
         """Allocate for M rows and the plan's L draws."""
         return Buffers.allocate(self.plan.network, rows, self.plan.draws, dtype, place=place_of(self.plan))
+
+
+@dataclass(frozen=True)
+class AEVB(Fused):
+    """Algorithm 1 of the paper with the estimator SGVB-B (equation 7)."""
+
+    estimator: ClassVar[str] = "sgvb-b"
+    weighs_kl: ClassVar[bool] = True
 
     def measure(self, state: State, b: Buffers, *, index: Array, step: int) -> tuple[float, ...]:
         """Compute the gradient of the bound with operations, as ``train_steps`` does in one piece."""

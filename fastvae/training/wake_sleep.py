@@ -3,24 +3,62 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 
-from fastvae.kernels import Array
-from fastvae.kernels.places import place_of
+from fastvae.kernels import Array, Plan
 from fastvae.rng import Stream
-from fastvae.training.aevb import Buffers, compose_forward
-from fastvae.training.composed import Composed
+from fastvae.training.aevb import Buffers, Fused, compose_forward
 
 if TYPE_CHECKING:
     from fastvae.training.state import State
 
-__all__ = ["WakeSleep"]
+__all__ = ["WakeSleep", "compose_wake_sleep"]
+
+
+class Draw(Protocol):
+    """Fills an array with standard normals of a stream."""
+
+    def __call__(self, out: Array, /, *, stream: Stream, step: int) -> None:
+        """Draw."""
+
+
+def compose_wake_sleep(
+    plan: Plan, b: Buffers, *, params: Array, seed: int, step: int, draw: Draw
+) -> tuple[float, float]:
+    """Compute theta's gradient awake, of ``b.x`` with the noise ``b.eps``, and phi's asleep, into ``b.grad``.
+
+    The sleep phase uses the arrays of the wake phase again. With ``eps = (z - mu) exp(-logvar / 2)``:
+    ``d log q / d mu = eps exp(-logvar / 2)``, ``d log q / d logvar = (eps^2 - 1) / 2``.
+
+    Returns
+    -------
+    log_px, kl : float
+        Of the wake phase, as `compose_forward`. When their difference is not finite, there is no gradient.
+    """
+    log_px, kl = compose_forward(plan, b, params=params)
+    if not np.isfinite(log_px - kl):
+        return log_px, kl
+    b.grad[:] = 0
+    flat_z, rows = b.z.reshape(-1, b.z.shape[-1]), len(b.x)
+    plan.decoder_backward(params=params, z=flat_z, hidden=b.decoder_hidden, dout=b.dout, dz=None, grad=b.grad)
+
+    z, out, hidden = b.eps[0], b.out[:rows], tuple(h[:rows] for h in b.decoder_hidden)
+    draw(z, stream=Stream.DREAM_LATENT, step=step)
+    plan.decoder_forward(params=params, z=z, hidden=hidden, out=out)
+    plan.likelihood_sample(out=out, seed=seed, step=step, x=b.x)
+    plan.encoder_forward(params=params, x=b.x, hidden=b.encoder_hidden, mu=b.mu, logvar=b.logvar)
+    inverse_sd = np.exp(-b.logvar / 2)
+    eps = (z - b.mu) * inverse_sd
+    b.dmu[:] = eps * inverse_sd / rows
+    b.dlogvar[:] = (eps * eps - 1) / (2 * rows)
+    plan.encoder_backward(params=params, x=b.x, hidden=b.encoder_hidden, dmu=b.dmu, dlogvar=b.dlogvar, grad=b.grad)
+    return log_px, kl
 
 
 @dataclass(frozen=True)
-class WakeSleep(Composed[Buffers]):
+class WakeSleep(Fused):
     """Wake-sleep with the recognition model of AEVB, both phases in every step (section 5).
 
     *Wake*: z ~ q(z|x) for a minibatch of data; theta ascends ``1/(L M) sum log p(x|z)``.
@@ -33,40 +71,10 @@ class WakeSleep(Composed[Buffers]):
     no data, and nothing holds its variance at data.
     """
 
-    def allocate(self, rows: int, dtype: Any) -> Buffers:
-        """Allocate for M rows and the plan's L draws; the sleep phase uses the arrays of the wake phase again."""
-        return Buffers.allocate(self.plan.network, rows, self.plan.draws, dtype, place=place_of(self.plan))
+    estimator: ClassVar[str] = "wake-sleep"
 
     def measure(self, state: State, b: Buffers, *, index: Array, step: int) -> tuple[float, ...]:
-        """Compute theta's gradient awake and phi's asleep."""
+        """Compute both gradients with operations, as ``train_steps`` does in one piece."""
         self.gather(b.x, index=index, step=step)
         self.draw(b.eps, stream=Stream.LATENT, step=step)
-        log_px, kl = compose_forward(self.plan, b, params=state.params)
-        if np.isfinite(log_px - kl):
-            b.grad[:] = 0
-            self._wake(state.params, b)
-            self._sleep(state.params, b, step)
-        return log_px, kl
-
-    def _wake(self, params: Array, b: Buffers) -> None:
-        """Add ``d 1/(L M) sum log p(x|z) / d theta``."""
-        flat_z = b.z.reshape(-1, b.z.shape[-1])
-        self.plan.decoder_backward(params=params, z=flat_z, hidden=b.decoder_hidden, dout=b.dout, dz=None, grad=b.grad)
-
-    def _sleep(self, params: Array, b: Buffers, step: int) -> None:
-        """Dream, and add ``d 1/M sum log q(z|x) / d phi``.
-
-        With ``eps = (z - mu) exp(-logvar / 2)``: ``d log q / d mu = eps exp(-logvar / 2)``,
-        ``d log q / d logvar = (eps^2 - 1) / 2``.
-        """
-        plan, rows = self.plan, len(b.x)
-        z, out, hidden = b.eps[0], b.out[:rows], tuple(h[:rows] for h in b.decoder_hidden)
-        self.draw(z, stream=Stream.DREAM_LATENT, step=step)
-        plan.decoder_forward(params=params, z=z, hidden=hidden, out=out)
-        plan.likelihood_sample(out=out, seed=self.seed, step=step, x=b.x)
-        plan.encoder_forward(params=params, x=b.x, hidden=b.encoder_hidden, mu=b.mu, logvar=b.logvar)
-        inverse_sd = np.exp(-b.logvar / 2)
-        eps = (z - b.mu) * inverse_sd
-        b.dmu[:] = eps * inverse_sd / rows
-        b.dlogvar[:] = (eps * eps - 1) / (2 * rows)
-        plan.encoder_backward(params=params, x=b.x, hidden=b.encoder_hidden, dmu=b.dmu, dlogvar=b.dlogvar, grad=b.grad)
+        return compose_wake_sleep(self.plan, b, params=state.params, seed=self.seed, step=step, draw=self.draw)
