@@ -160,7 +160,11 @@ inline Binarize read_binarize(const std::string& value) {
 }
 
 inline Estimator read_estimator(const std::string& value) {
-  return read_name<Estimator>("estimator", value, {{"sgvb-b", Estimator::sgvb_b}, {"sgvb-a", Estimator::sgvb_a}});
+  return read_name<Estimator>("estimator", value,
+                              {{"sgvb-b", Estimator::sgvb_b},
+                               {"sgvb-a", Estimator::sgvb_a},
+                               {"iwae", Estimator::iwae},
+                               {"wake-sleep", Estimator::wake_sleep}});
 }
 
 inline Spec read_spec(const py::object& network) {

@@ -214,6 +214,10 @@ class BoundPlan {
     if (kl_warmup < 0) throw py::value_error("kl_warmup must not be negative, got " + std::to_string(kl_warmup));
     for (auto [name, value] : {std::pair{"kl_weight", kl_weight}, {"decay", decay}})
       if (!std::isfinite(value)) throw py::value_error(std::string(name) + " must be finite");
+    if (!t.weighs_kl() && (kl_weight != 1 || kl_warmup != 0))
+      throw py::value_error("kl_weight and kl_warmup must be 1 and 0 with estimator '" + estimator +
+                            "', which has no KL divergence to weigh, got " + std::to_string(kl_weight) + " and " +
+                            std::to_string(kl_warmup));
     bool main = is_main_thread();
     {
       ReleasedGil released;

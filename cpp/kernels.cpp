@@ -55,6 +55,7 @@ constexpr Kernels table = {
     latent_backward,
     latent_forward_sampled,
     latent_backward_sampled,
+    dream_backward,
     likelihood,
     likelihood_mean,
     likelihood_sample,

@@ -23,7 +23,9 @@ enum class Activation : int { none, tanh, relu, softplus, sigmoid };
 enum class Likelihood : int { bernoulli, gaussian };
 enum class Dtype : int { u8, f32, f64 };
 enum class Binarize : int { none, dynamic, fixed, shared };
-enum class Estimator : int { sgvb_b, sgvb_a };  // KL divergence analytic (equation 7), or of the draws (equation 6)
+// KL divergence analytic (equation 7), or of the draws (equation 6), or those weighed by importance (Burda et al.
+// 2016); or wake-sleep (section 5).
+enum class Estimator : int { sgvb_b, sgvb_a, iwae, wake_sleep };
 enum class Rule : int { adagrad, adam, sgd, hold };
 
 // Fourth counter word of the noise: fastvae/rng.py has the list.
@@ -32,6 +34,7 @@ enum Stream : uint32_t {
   stream_binarize = 1,
   stream_binarize_fixed = 2,
   stream_order = 4,
+  stream_dream_latent = 7,
   stream_dream = 8
 };
 
@@ -67,7 +70,8 @@ struct Density {
   float* log_px;
   float* dout;
   long dout_ld;
-  float* mean;  // or the sample
+  bool weighed;  // dout is wanted in float32, in every mode, and weighed afterwards
+  float* mean;   // or the sample
   long mean_ld;
   uint64_t seed, step;  // of the sample's noise
 };
@@ -146,7 +150,7 @@ struct Latent {
   float* kl;  // [rows], sampled [draws][rows]
   const float* dz;
   long dz_ld;
-  float kl_scale;
+  float kl_scale;       // of a dream log q(z|x)'s
   const float* weight;  // sampled: of each draw's kl, [draws][rows]; where null all are kl_scale
   float *dmu, *dlogvar;
   long dhead_ld;
@@ -175,6 +179,7 @@ struct Kernels {
   void (*latent_backward)(const Latent&, int begin, int end);
   void (*latent_forward_sampled)(const Latent&, int begin, int end);
   void (*latent_backward_sampled)(const Latent&, int begin, int end);
+  void (*dream_backward)(const Latent&, int begin, int end);
   void (*likelihood)(const Density&, int begin, int end);
   void (*likelihood_mean)(const Density&, int begin, int end);
   void (*likelihood_sample)(const Density&, int begin, int end);

@@ -88,3 +88,16 @@ void latent_backward_sampled(const Latent& g, int begin, int end) {
     });
   }
 }
+
+// Of log q(z|x) at z: dmu = s eps / sd, dlogvar = s (eps^2 - 1) / 2 with eps = (z - mu) / sd.
+void dream_backward(const Latent& g, int begin, int end) {
+  for (int m = begin; m < end; ++m) {
+    const float *mu = g.mu + m * g.head_ld, *logvar = g.logvar + m * g.head_ld;
+    for_vectors(g.latent_dim, [&](int j, int lanes) {
+      V inverse_sd = exp(-0.5f * load_lanes(logvar + j, lanes));
+      V eps = (load_lanes(g.z + m * g.z_ld + j, lanes) - load_lanes(mu + j, lanes)) * inverse_sd;
+      store_lanes(g.dmu + m * g.dhead_ld + j, g.kl_scale * (eps * inverse_sd), lanes);
+      store_lanes(g.dlogvar + m * g.dhead_ld + j, 0.5f * g.kl_scale * (eps * eps - 1.0f), lanes);
+    });
+  }
+}

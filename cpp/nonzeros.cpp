@@ -49,9 +49,8 @@ double Plan::share_of_nonzeros(int minibatch) const {
 }
 
 // This thread's columns, for the weight gradient, when the nonzeros are few; null when they are not.
-const Lists* Plan::list_columns(const Team& team, int minibatch) const {
+const Lists* Plan::list_columns(const Team& team, Operand x, int minibatch) const {
   if (share_of_nonzeros(minibatch) > few) return nullptr;
-  const Operand x = across(x_);
   kernels.list_columns(x.p, x.ld, units(minibatch), across_columns_.lists, team.begin(spec.data_dim),
                        team.end(spec.data_dim), scratch(team));
   return &across_columns_.lists;

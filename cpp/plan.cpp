@@ -222,9 +222,9 @@ bool Plan::forward(Team& team, Chain& chain, Operand x, int rows, const Lists* l
     if (density && i + 1 == chain.layers.size()) {
       g.density = density;
       g.log_px = log_px_.get();
-      g.c = bf16 ? nullptr : density->dout;
+      g.c = bf16 && !density->weighed ? nullptr : density->dout;
       g.c_ld = chain.dy[i].ld;
-      g.pairs = density->dout ? chain.dy[i].pairs : Pairs{};
+      g.pairs = density->dout && !density->weighed ? chain.dy[i].pairs : Pairs{};
     }
     g.rows = rows;
     g.depth = units(layer.fan_in);
@@ -238,7 +238,8 @@ bool Plan::forward(Team& team, Chain& chain, Operand x, int rows, const Lists* l
   return true;
 }
 
-// The decoder and its likelihood g: log p(x|z) in parts for `sum_log_px`, and its gradient in the decoder's last dy.
+// The decoder and its likelihood g: log p(x|z) in parts for `sum_log_px`, and its gradient in the decoder's last dy, in
+// float32 alone where it is to be weighed.
 bool Plan::decode(Team& team, Operand z, int rows, Density g, bool gradient) {
   const Matrix &out = decoder_.y.back(), &dout = decoder_.dy.back();
   g.dout = gradient ? dout.p : nullptr;
@@ -251,7 +252,7 @@ bool Plan::decode(Team& team, Operand z, int rows, Density g, bool gradient) {
   g.log_px = log_px_.get();
   const Share mine = share(team, rows);
   kernels.likelihood(g, mine.begin, mine.end);
-  if (gradient) to_pairs(dout, spec.heads() * spec.data_dim, rows, mine);
+  if (gradient && !g.weighed) to_pairs(dout, spec.heads() * spec.data_dim, rows, mine);
   return proceed(team, likelihood_phase_);
 }
 

@@ -126,6 +126,9 @@ struct TrainArguments {
   double decay;
   double* stats;
   int64_t* done;
+
+  bool sampled() const { return estimator == Estimator::sgvb_a || estimator == Estimator::iwae; }
+  bool weighs_kl() const { return estimator == Estimator::sgvb_b || estimator == Estimator::sgvb_a; }
 };
 
 // Arrays are canonical (C-contiguous, unpadded); the caller has checked every shape.
@@ -204,6 +207,12 @@ class Plan {
   void add_gradients(Team& team, const Chain& chain, float* grad);
   void allocate_gradients(Chain& chain);
   bool step(Team& team, const TrainArguments& t, int64_t i);
+  Latent latent(const TrainArguments& t, int64_t step);
+  void draw_normals(const Team& team, const TrainArguments& t, int64_t step, Stream stream, float* out, int count);
+  bool compare(Team& team, const TrainArguments& t, int64_t i, const Latent& latent, const Lists** columns);
+  bool weigh(Team& team, int rows, const float* row_log_px, double& log_px, double& kl);
+  bool ascend_bound(Team& team, const TrainArguments& t, int64_t i);
+  bool wake_and_sleep(Team& team, const TrainArguments& t, int64_t i);
   template <typename F>
   void run_tasks(const Team& team, int tasks, F f);
   void allocate_nonzeros(bool gradients);
@@ -211,7 +220,7 @@ class Plan {
   size_t scratch_size() const { return static_cast<size_t>(rows + kernels.panel) * 2 * kernels.panel; }
   void list_rows(Operand x, Share rows) const;
   double share_of_nonzeros(int minibatch) const;
-  const Lists* list_columns(const Team& team, int minibatch) const;
+  const Lists* list_columns(const Team& team, Operand x, int minibatch) const;
   bool encode(Team& team, Operand x, int minibatch, const Lists* columns = nullptr);
   bool interrupt_due(const Team& team);
   bool proceed(Team& team, int phase);
@@ -222,7 +231,10 @@ class Plan {
   Chain encoder_, decoder_;
   Matrix x_, z_, dz_;
   Floats eps_, kl_;
-  Floats log_px_;  // in parts: one per panel of logits, and a row of sums for each thread
+  Floats weights_;               // of the importance-weighted bound, [draws][rows]
+  std::vector<double> weighed_;  // log p(x|z) of each of the rows, and what it exceeds their bounds by
+  Floats dream_z_, dream_x_;     // of wake-sleep, without padding
+  Floats log_px_;                // in parts: one per panel of logits, and a row of sums for each thread
   // Of the minibatch: units along its rows, by row and by column, for products forward; units across the rows (in
   // float32 the same), by column, for weight gradients.
   NonzeroLists along_rows_, along_columns_, across_columns_;
