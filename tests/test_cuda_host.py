@@ -200,7 +200,7 @@ class Training:
             step=0,
             estimator=estimator,
             kl_weight=1.0,
-            kl_warmup=2,
+            kl_warmup=2 if estimator in ESTIMATORS else 0,
             decay=1e-3,
             stats=self.stats[:steps],
             done=self.done,
@@ -219,7 +219,13 @@ NETWORKS = {
 
 @pytest.mark.parametrize("products", paths.PATHS)
 @pytest.mark.parametrize("precision", cuda_host.PRECISIONS)
-@pytest.mark.parametrize(("name", "estimator"), [*((name, "sgvb-b") for name in NETWORKS), ("gaussian", "sgvb-a")])
+@pytest.mark.parametrize(
+    ("name", "estimator"),
+    [
+        *((name, estimator) for name in NETWORKS for estimator in ("sgvb-b", "wake-sleep")),
+        *(("gaussian", estimator) for estimator in ("sgvb-a", "iwae")),
+    ],
+)
 def test_no_order_of_threads_changes_a_bit(name: str, estimator: str, precision: str, products: str) -> None:
     """Threads and blocks in orders of their own, launch by launch."""
     network, rows, draws = NETWORKS[name]
@@ -259,6 +265,19 @@ def test_a_step_of_one_hidden_layer_is_six_launches() -> None:
     assert kernels_of_a_step(Network(20, 2, (9,), (8,))) == ["first_layer", *middle]
     assert kernels_of_a_step(Network(20, 2, (9,), (8,)), estimator="sgvb-a") == ["first_layer", *middle]
     assert kernels_of_a_step(Network(20, 2, (9,), (8,)), sparse=True) == ["gather", "forward", *middle]
+
+
+def test_a_step_of_the_importance_weighted_bound_is_eleven_launches() -> None:
+    forward = ["first_layer", "forward", "latent_forward_sampled", "forward", "bernoulli_layer", "weigh"]
+    backward = ["output_backward", "input_gradient", "latent_backward_sampled", "input_gradient", "weight_gradients"]
+    assert kernels_of_a_step(Network(20, 2, (9,), (8,)), estimator="iwae") == forward + backward
+
+
+def test_a_step_of_wake_sleep_is_thirteen_launches() -> None:
+    dream = ["dream_forward", "forward", "forward", "likelihood_sample"]
+    wake = ["first_layer", "sample_rows", "bernoulli_layer", "output_backward"]
+    sleep = ["forward", "forward", "dream_backward", "input_gradient", "weight_gradients"]
+    assert kernels_of_a_step(Network(20, 2, (9,), (8,)), estimator="wake-sleep") == dream + wake + sleep
 
 
 def test_a_step_without_hidden_layers_takes_the_plain_launches() -> None:

@@ -21,7 +21,13 @@ typedef unsigned long long u64;
 
 enum Activation { ACTIVATION_NONE, ACTIVATION_TANH, ACTIVATION_RELU, ACTIVATION_SOFTPLUS, ACTIVATION_SIGMOID };
 enum Rule { RULE_ADAGRAD, RULE_ADAM, RULE_SGD, RULE_HOLD };  // HOLD gathers Adagrad's squares and moves nothing
-enum Stream { STREAM_LATENT = 0, STREAM_BINARIZE = 1, STREAM_BINARIZE_FIXED = 2, STREAM_DREAM = 8 };  // fastvae/rng.py
+enum Stream {                                                // fastvae/rng.py
+  STREAM_LATENT = 0,
+  STREAM_BINARIZE = 1,
+  STREAM_BINARIZE_FIXED = 2,
+  STREAM_DREAM_LATENT = 7,
+  STREAM_DREAM = 8
+};
 
 // Constants of one optimizer step, worked out by the caller; gain = 1 - beta, not rounded twice.
 struct Update {
@@ -37,8 +43,8 @@ struct Step {
 };
 
 // Where the fused loop stands, in device memory. Of a step, the phases up to the likelihood read `step`; `statistics`
-// decides whether it is to be completed and copies its constants; the phases behind read those. latent_backward then
-// counts it. So no word is written by a kernel that another block of it reads.
+// decides whether it is to be completed and copies its constants; the phases behind read those. latent_backward, or
+// dream_backward, then counts it. So no word is written by a kernel that another block of it reads.
 struct Loop {
   i64 step, limit;  // of this call, from 0; the steps that may be made
   u64 first;        // number of step 0
@@ -49,7 +55,8 @@ struct Loop {
 DEVICE bool forward_is_over(const Loop* loop) { return loop && loop->step >= loop->limit; }
 DEVICE bool backward_is_over(const Loop* loop) { return loop && !loop->complete; }
 // Of a kernel that has begun ahead: wait, and say whether there is a step to be made. What moved the loop on to the
-// forward's step was not the launch before, since weight_gradients lies between.
+// forward's step was not the launch before, since weight_gradients lies between. What ended it may be, where wake-sleep
+// encodes its dream behind the statistics: then what is computed here is of no use, and of no harm.
 DEVICE bool forward_goes_on(const Loop* loop) {
   const bool over = loop && read_early(&loop->step) >= read_early(&loop->limit);
   wait_for_launch_before();

@@ -1,4 +1,4 @@
-"""One step of Algorithm 1 whose products are cuBLAS's, for minibatches and layers that keep the device busy.
+"""One training step whose products are cuBLAS's, for minibatches and layers that keep the device busy.
 
 Every product but those of the narrow sample is large there, and the passes between them (``passes.cu``) touch each row
 once. Products run over whole padded rows, see there. Hidden layers are made block by block of rows, so that what a
@@ -13,10 +13,10 @@ from typing import Any
 
 from fastvae.kernels.cuda import passes
 from fastvae.kernels.cuda.dense import Layer, leading
-from fastvae.kernels.cuda.latent import latent_backward, latent_forward
-from fastvae.kernels.cuda.launch import Launch, Matrix, Product, Work
+from fastvae.kernels.cuda.latent import dream_backward, dream_forward, latent_backward, latent_forward
+from fastvae.kernels.cuda.launch import NOWHERE, Launch, Matrix, Product, Work
 from fastvae.kernels.cuda.likelihood import statistics
-from fastvae.kernels.cuda.step import Step
+from fastvae.kernels.cuda.step import Dreams, Step
 from fastvae.kernels.cuda.workspace import Memory, Workspace
 from fastvae.network import Network
 
@@ -105,10 +105,12 @@ class CublasStep(Step):
     operands: Operands
 
     def launches(self) -> Iterator[Work]:
-        """Gather, encode, sample, decode, compare; back again; and update."""
+        """Gather, encode, sample, decode, compare; back again; and update: in the order of `Step`."""
         work, encoder, decoder = self.work, self.operands.encoder, self.operands.decoder
         rows, all_rows, latent_dim = self.rows, self.draws * self.rows, self.network.latent_dim
 
+        if self.dreams:
+            yield from self._dream(self.dreams)
         yield self._gather()
         yield passes.store_rows(work.x, encoder.inputs[0], rows, self.network.data_dim, one=True)
         yield from self._chain(encoder, rows)
@@ -116,16 +118,34 @@ class CublasStep(Step):
         yield latent_forward(self._sample)
         yield passes.store_rows(work.z, decoder.inputs[0], all_rows, latent_dim, one=True)
         yield from self._chain(decoder, all_rows)
-        places: dict[str, Any] = {"dout": decoder.dy[-1], "log_px": self.terms, "loop": self.tables.loop}
-        yield passes.compare_rows(self.network, work.decoder[-1], x=work.x, x_rows=rows, rows=all_rows, **places)
+        places: dict[str, Any] = {"x": work.x, "x_rows": rows, "log_px": self.terms, "loop": self.tables.loop}
+        if self.importance:  # compared twice, so that dout is weighed before it is rounded
+            yield passes.compare_rows(self.network, work.decoder[-1], rows=all_rows, dout=NOWHERE, **places)
+            yield self._weigh(self.importance, parts=1, dout=NOWHERE)
+            places["weights"] = self.importance.weights
+        yield passes.compare_rows(self.network, work.decoder[-1], rows=all_rows, dout=decoder.dy[-1], **places)
 
         yield statistics(self._statistics(all_rows))
         yield from self._back(decoder, all_rows)
-        yield self._input_gradient(decoder.layers[0], decoder.dy[0], decoder.w[0], work.dz, all_rows)
-        yield latent_backward(self._sample)
+        if self.dreams:
+            yield passes.store_rows(self.dreams.x, encoder.inputs[0], rows, self.network.data_dim, one=True)
+            yield from self._chain(encoder, rows)
+            yield passes.bias_rows(work.encoder[-1], rows)
+            yield dream_backward(self._dream_of(self.dreams))
+        else:
+            yield self._input_gradient(decoder.layers[0], decoder.dy[0], decoder.w[0], work.dz, all_rows)
+            yield latent_backward(self._sample)
         yield passes.store_rows(work.encoder[-1].dy, encoder.dy[-1], rows, 2 * latent_dim)
         yield from self._back(encoder, rows)
         yield from self._update()
+
+    def _dream(self, dreams: Dreams) -> Iterator[Work]:
+        decoder = self.operands.decoder
+        yield dream_forward(self._dream_of(dreams))
+        yield passes.store_rows(dreams.z, decoder.inputs[0], self.rows, self.network.latent_dim, one=True)
+        yield from self._chain(decoder, self.rows)
+        yield passes.bias_rows(self.work.decoder[-1], self.rows)
+        yield self._dreamt(dreams)
 
     @property
     def _hidden(self) -> dict[str, Any]:

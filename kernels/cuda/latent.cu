@@ -18,7 +18,7 @@ struct Latent {
   float* eps;
   Matrix z;
   float* kl;            // (M,), sampled [L][M]
-  const float* weight;  // sampled: of each draw's kl, [L][M]; within the loop all are the step's kl_scale
+  const float* weight;  // sampled: of each draw's kl, [L][M]; null within the loop where all are the step's kl_scale
   Matrix dz, dmu, dlogvar;
   int draws, rows, latent_dim;
   float kl_scale;
@@ -104,7 +104,7 @@ KERNEL(latent_backward_sampled, 32 * ROWS_PER_BLOCK, Latent) {
     float dz_sum = 0.0f, dz_eps = 0.0f, weights = 0.0f;
     for (int l = 0; l < args.draws; ++l) {
       const i64 row = static_cast<i64>(l) * args.rows + m;
-      const float weight = args.loop ? args.loop->now.kl_scale : args.weight[row], eps = args.eps[row * n + j];
+      const float weight = args.weight ? args.weight[row] : args.loop->now.kl_scale, eps = args.eps[row * n + j];
       const float dz = args.dz.p[row * args.dz.ld + j] - weight * (mu + sd * eps);
       dz_sum += dz;
       dz_eps += dz * eps;
@@ -112,5 +112,37 @@ KERNEL(latent_backward_sampled, 32 * ROWS_PER_BLOCK, Latent) {
     }
     args.dmu.p[m * args.dmu.ld + j] = dz_sum;
     args.dlogvar.p[m * args.dlogvar.ld + j] = 0.5f * (sd * dz_eps + weights);
+  }
+}
+
+// Of wake-sleep, within the fused loop: z ~ N(0, I), and log q(z|x) of what was dreamt there. With
+// eps = (z - mu) / exp(logvar / 2): dmu = eps / exp(logvar / 2), dlogvar = (eps^2 - 1) / 2, of the mean over M.
+struct Dream {
+  Matrix z, mu, logvar, dmu, dlogvar;
+  int rows, latent_dim;
+  u64 seed;
+  Loop* loop;
+};
+
+KERNEL(dream_forward, 32 * ROWS_PER_BLOCK, Dream) {
+  if (forward_is_over(args.loop)) return;
+  const int m = blockIdx.x * ROWS_PER_BLOCK + threadIdx.x / 32, n = args.latent_dim;
+  if (m >= args.rows) return;
+  const u64 step = args.loop->first + args.loop->step;
+  for (int j = threadIdx.x % 32; j < n; j += 32)
+    args.z.p[m * args.z.ld + j] = normal_at(args.seed, step, STREAM_DREAM_LATENT, static_cast<i64>(m) * n + j);
+}
+
+KERNEL(dream_backward, 32 * ROWS_PER_BLOCK, Dream) {
+  if (backward_is_over(args.loop)) return;
+  if (blockIdx.x == 0 && threadIdx.x == 0) args.loop->step += 1;
+  const int m = blockIdx.x * ROWS_PER_BLOCK + threadIdx.x / 32, n = args.latent_dim;
+  if (m >= args.rows) return;
+  const float scale = 1.0f / static_cast<float>(args.rows);
+  for (int j = threadIdx.x % 32; j < n; j += 32) {
+    const float inverse_sd = expf(-0.5f * args.logvar.p[m * args.logvar.ld + j]);
+    const float eps = (args.z.p[m * args.z.ld + j] - args.mu.p[m * args.mu.ld + j]) * inverse_sd;
+    args.dmu.p[m * args.dmu.ld + j] = scale * (eps * inverse_sd);
+    args.dlogvar.p[m * args.dlogvar.ld + j] = 0.5f * scale * (eps * eps - 1.0f);
   }
 }

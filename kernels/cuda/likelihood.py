@@ -10,6 +10,7 @@ from fastvae.network import Network
 __all__ = [
     "DENSITY",
     "STATISTICS",
+    "Importance",
     "Statistics",
     "add_prior",
     "density_of",
@@ -17,6 +18,7 @@ __all__ = [
     "likelihood_mean",
     "likelihood_sample",
     "statistics",
+    "weigh",
 ]
 
 DENSITY = struct(gaussian=INT, identity_mean=INT, logvar_floor=FLOAT, data_dim=INT)
@@ -24,7 +26,11 @@ _LIKELIHOOD = struct(
     density=DENSITY, x=MATRIX, out=MATRIX, dout=MATRIX, log_px=ADDRESS, scale=FLOAT, x_rows=INT, loop=ADDRESS
 )
 _MEAN = struct(density=DENSITY, out=MATRIX, mean=MATRIX)
-_SAMPLE = struct(density=DENSITY, out=MATRIX, x=ADDRESS, seed=WORD, step=WORD, rows=INT)
+_SAMPLE = struct(density=DENSITY, out=MATRIX, x=MATRIX, seed=WORD, step=WORD, rows=INT, loop=ADDRESS)
+_WEIGH = struct(
+    dout=MATRIX, log_px=ADDRESS, kl=ADDRESS, weights=ADDRESS, means=ADDRESS, excesses=ADDRESS,
+    draws=INT, rows=INT, columns=INT, parts=INT, loop=ADDRESS,
+)  # fmt: skip
 _PRIOR = struct(z=MATRIX, dz=MATRIX, log_pxz=ADDRESS, rows=INT, latent_dim=INT)
 STATISTICS = struct(
     log_px=ADDRESS,
@@ -35,6 +41,7 @@ STATISTICS = struct(
     all_rows=INT,
     kl_terms=INT,
     kl_rows=INT,
+    kl_is_new=INT,
     loop=ADDRESS,
 )
 _SCRATCH = 4 * 32  # bytes of one float per warp
@@ -70,11 +77,32 @@ def likelihood_mean(network: Network, *, out: Matrix, mean: Matrix, rows: int) -
     return Launch.of("likelihood", "likelihood_mean", _MEAN, rows, 256, **fields)
 
 
-def likelihood_sample(network: Network, *, out: Matrix, x: int, rows: int, seed: int, step: int) -> Launch:
-    """Draw from p(x|z); x lies without padding, as its noise does."""
+def likelihood_sample(
+    network: Network, *, out: Matrix, x: Matrix, rows: int, seed: int, step: int = 0, loop: int = 0
+) -> Launch:
+    """Draw from p(x|z); within the fused loop `step` is the loop's."""
     blocks = -(-rows * network.data_dim // (4 * 256))
-    fields: dict[str, Any] = {"out": out, "x": x, "seed": seed, "step": step, "rows": rows}
+    fields: dict[str, Any] = {"out": out, "x": x, "seed": seed, "step": step, "rows": rows, "loop": loop}
     return Launch.of("likelihood", "likelihood_sample", _SAMPLE, blocks, 256, density=density_of(network), **fields)
+
+
+class Importance(NamedTuple):
+    """Where the importance-weighted bound has the draws' weights, [L][M], and the datapoints' terms, (M,) each.
+
+    The terms are the mean of log p(x|z) under the weights, and what it exceeds the bound by.
+    """
+
+    weights: int
+    means: int
+    excesses: int
+
+
+def weigh(
+    to: Importance, *, dout: Matrix, log_px: int, kl: int, draws: int, rows: int, columns: int, parts: int, loop: int
+) -> Launch:
+    """Weights and terms from log p(x|z), in `parts` of each row, and kl; `dout` is weighed, unless it is nowhere."""
+    fields: dict[str, Any] = {"dout": dout, "log_px": log_px, "kl": kl, "draws": draws, "rows": rows, "loop": loop}
+    return Launch.of("likelihood", "weigh", _WEIGH, rows, 256, columns=columns, parts=parts, **fields, **to._asdict())
 
 
 def add_prior(*, z: Matrix, dz: Matrix, log_pxz: int, rows: int, latent_dim: int) -> Launch:
@@ -84,7 +112,10 @@ def add_prior(*, z: Matrix, dz: Matrix, log_pxz: int, rows: int, latent_dim: int
 
 
 class Statistics(NamedTuple):
-    """The minibatch's terms of log p(x|z) and of the KL divergence, which are summed over, and where the means go."""
+    """The minibatch's terms of log p(x|z) and of the KL divergence, which are summed over, and where the means go.
+
+    `kl_is_new` says that the launch before writes those of the KL divergence too.
+    """
 
     log_px: int
     kl: int
@@ -94,6 +125,7 @@ class Statistics(NamedTuple):
     all_rows: int
     kl_terms: int
     kl_rows: int
+    kl_is_new: int
     loop: int
 
 

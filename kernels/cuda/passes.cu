@@ -1,8 +1,8 @@
 // What lies between the products of cuBLAS in a step (cublas_step.py): each pass reads and writes its rows once.
 //
 //   store_rows    h = f(y + b)              a product's result, or other rows without f and b, as products read them
-//   bias_rows     y = y + b                 the encoder's heads
-//   compare_rows  log p(x|z) and dout       from out without its bias
+//   bias_rows     y = y + b                 the encoder's heads, and the decoder's in a dream
+//   compare_rows  log p(x|z) and dout       from out without its bias; log p(x|z) alone, or with weights for the rows
 //   slope_rows    dh = dy f'(h)
 //   update_layer  the optimizer's step on a layer's [W; b], and the copy of W that products read
 //
@@ -97,8 +97,9 @@ struct CompareRows {
   Density density;
   Matrix x, out;  // x (M, D), row r of out belongs to x[r % M]
   const float* b;
-  StoredRows dout;
-  float* log_px;  // (R,)
+  StoredRows dout;       // p null where it is not asked for
+  float* log_px;         // (R,)
+  const float* weights;  // (R,), or null where all are alike
   float scale;
   int x_rows;
   const Loop* loop;
@@ -110,15 +111,16 @@ KERNEL(compare_rows, 256, CompareRows) {
   if (forward_is_over(args.loop)) return;
   const int r = blockIdx.x, n = args.density.data_dim;
   const float *x = args.x.p + r % args.x_rows * args.x.ld, *out = args.out.p + r * args.out.ld;
-  Stored* dout = args.dout.p + r * args.dout.ld;
+  Stored* dout = args.dout.p ? args.dout.p + r * args.dout.ld : nullptr;
+  const float scale = args.weights ? args.scale * args.weights[r] : args.scale;
   float sum = 0.0f;
   for (int d = threadIdx.x; d < n; d += 256) {
     const float a = out[d] + args.b[d];
     const bool two = args.density.gaussian;
     const Point p = two ? gaussian(args.density, x[d], a, out[n + d] + args.b[n + d]) : bernoulli(x[d], a);
     sum += p.log_px;
-    dout[d] = stored(args.scale * p.dfirst);
-    if (two) dout[n + d] = stored(args.scale * p.dsecond);
+    if (dout) dout[d] = stored(scale * p.dfirst);
+    if (dout && two) dout[n + d] = stored(scale * p.dsecond);
   }
   sum = block_sum(sum, scratch);
   if (threadIdx.x == 0) args.log_px[r] = sum;

@@ -17,8 +17,9 @@ _STORE = struct(
 )
 _BIAS = struct(y=MATRIX, b=ADDRESS, rows=INT, columns=INT)
 _COMPARE = struct(
-    density=DENSITY, x=MATRIX, out=MATRIX, b=ADDRESS, dout=MATRIX, log_px=ADDRESS, scale=FLOAT, x_rows=INT, loop=ADDRESS
-)
+    density=DENSITY, x=MATRIX, out=MATRIX, b=ADDRESS, dout=MATRIX, log_px=ADDRESS, weights=ADDRESS, scale=FLOAT,
+    x_rows=INT, loop=ADDRESS,
+)  # fmt: skip
 _SLOPE = struct(
     **{"from": MATRIX, "h": MATRIX, "dh": MATRIX, "rows": INT, "columns": INT, "activation": INT}, loop=ADDRESS
 )
@@ -60,13 +61,25 @@ def bias_rows(layer: Layer, rows: int) -> Launch:
 
 
 def compare_rows(
-    network: Network, layer: Layer, *, x: Matrix, x_rows: int, dout: Matrix, rows: int, log_px: int, loop: int
+    network: Network,
+    layer: Layer,
+    *,
+    x: Matrix,
+    x_rows: int,
+    dout: Matrix,
+    rows: int,
+    log_px: int,
+    loop: int,
+    weights: int = 0,
 ) -> Launch:
-    """Log p(x|z) of each row of the last layer's y, still without its bias, and the gradient of the mean bound."""
+    """Log p(x|z) of each row of the last layer's y, still without its bias, and its gradient, unless it is nowhere.
+
+    The gradient is of the mean over the rows, or of their sum with `weights`.
+    """
     return Launch.of(
         "passes", "compare_rows", _COMPARE, rows, _THREADS, _SCRATCH,
         density=density_of(network), x=x, out=layer.y, b=_bias(layer), dout=dout, log_px=log_px,
-        scale=1 / rows, x_rows=x_rows, loop=loop,
+        weights=weights, scale=1.0 if weights else 1 / rows, x_rows=x_rows, loop=loop,
     )  # fmt: skip
 
 

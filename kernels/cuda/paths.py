@@ -20,7 +20,10 @@ CROSSOVER = {"fp32": 2e9, "tf32": 5e9, "bf16": 5e9}
 
 
 def step_flops(network: Network, rows: int, draws: int) -> int:
-    """Multiplications and additions of a step's products: the encoder's first layer has no input gradient."""
+    """Multiplications and additions of a step's products: the encoder's first layer has no input gradient.
+
+    Of AEVB: the dream of wake-sleep, two forward passes of M rows, is not counted.
+    """
     sides = ((network.layout.encoder, rows), (network.layout.decoder, draws * rows))
     products = sum(3 * m * layer.fan_in * layer.fan_out for layers, m in sides for layer in layers)
     first = network.layout.encoder[0]

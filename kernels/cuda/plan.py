@@ -302,8 +302,9 @@ class CudaPlan(CheckedPlan):
         self._check((rows, self.network.data_dim), output=True, x=x)
         with self._turn:
             call = self._call(out, x)
-            places: dict[str, Any] = {"out": Matrix(call.input(out), out.shape[1]), "x": call.output(x)}
-            call.launch(likelihood.likelihood_sample(self.network, rows=rows, seed=seed, step=step, **places))
+            heads, samples = Matrix(call.input(out), out.shape[1]), Matrix(call.output(x), x.shape[1])
+            key = {"seed": seed, "step": step}
+            call.launch(likelihood.likelihood_sample(self.network, out=heads, x=samples, rows=rows, **key))
             call.finish()
 
     @takes_device_arrays
@@ -444,7 +445,7 @@ class CudaPlan(CheckedPlan):
         stats: Array,
         done: Array,
     ) -> None:
-        """Consecutive AEVB steps."""
+        """Consecutive steps of AEVB, the importance-weighted bound or wake-sleep."""
         self._check_train_steps(
             params=params,
             state=state,

@@ -1,4 +1,4 @@
-"""The fused loop: a graph of consecutive steps of Algorithm 1, launched again and again.
+"""The fused loop: a graph of consecutive training steps, launched again and again.
 
 Every launch is the same in every step: what changes from step to step (its number, its rows, the constants of the
 optimizer and of the KL divergence) lies in device memory, in tables that the `Loop` of common.cuh points into. A step
@@ -17,10 +17,11 @@ from fastvae.kernels.cuda.arrays import DeviceArray
 from fastvae.kernels.cuda.cublas_step import CublasStep, Operands
 from fastvae.kernels.cuda.gather import arrays_of, dataset_at
 from fastvae.kernels.cuda.launch import LOOP, STEP, Device, Graph, Launch, Matrix
+from fastvae.kernels.cuda.likelihood import Importance
 from fastvae.kernels.cuda.optimizer import steps_table
 from fastvae.kernels.cuda.paths import step_flops
 from fastvae.kernels.cuda.source import Resident, Streamed
-from fastvae.kernels.cuda.step import Step, Tables
+from fastvae.kernels.cuda.step import Dreams, Step, Tables
 from fastvae.kernels.cuda.workspace import Memory, Workspace, pack
 from fastvae.network import Network
 from fastvae.optimizer import Optimizer
@@ -51,6 +52,9 @@ class Training:
         self._data_memory, self._data_places, self._data_sizes = Memory(device), list[int](), tuple[int, ...]()
         self._graphs: dict[tuple[Any, ...], Graph] = {}  # the last few, by what their steps depend on
         self._operands: Operands | None = None  # made by the first step whose products are cuBLAS's
+        # made by the first step of the estimator that wants them
+        self._importance: Importance | None = None
+        self._dreams: Dreams | None = None
 
     def _slot(self) -> list[Matrix]:
         layers = (*self._work.encoder, *self._work.decoder)
@@ -81,7 +85,7 @@ class Training:
         `path` is one of `paths.PATHS`; the other arguments are those of `fastvae.kernels.Plan.train_steps`, checked.
         """
         n_steps, rows = order.shape
-        sampled = estimator == "sgvb-a"
+        sampled = estimator in ("sgvb-a", "iwae")
         tables = self._room(n_steps, rows)
         length = self._graph_length(n_steps, rows)
         source = self._source(data, order, tables.order, length)
@@ -109,6 +113,8 @@ class Training:
             "binarize": binarize,
             "seed": seed,
             "sampled": sampled,
+            "importance": self._importance_of(estimator),
+            "dreams": self._dreams_of(estimator),
         }
         operands = self._operands_of(path)
         graph = self._recorded(fields, operands, length)
@@ -143,6 +149,18 @@ class Training:
         if path == "cublas" and self._operands is None:
             self._operands = Operands(self._network, self._flat, self._work, self._draws, self._precision)
         return self._operands if path == "cublas" else None
+
+    def _importance_of(self, estimator: str) -> Importance | None:
+        if estimator == "iwae" and self._importance is None:
+            rows = self._work.rows
+            self._importance = Importance(*(self._flat.floats(n) for n in (self._draws * rows, rows, rows)))
+        return self._importance if estimator == "iwae" else None
+
+    def _dreams_of(self, estimator: str) -> Dreams | None:
+        if estimator == "wake-sleep" and self._dreams is None:
+            widths = self._network.latent_dim, self._network.data_dim
+            self._dreams = Dreams(*(self._flat.matrix(self._work.rows, width) for width in widths))
+        return self._dreams if estimator == "wake-sleep" else None
 
     def _recorded(self, fields: dict[str, Any], operands: Operands | None, length: int) -> Graph:
         """The graph of `length` steps; one that is kept where nothing in it has changed."""
