@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 
 from fastvae.errors import BackendError
 
-__all__ = ["FLOAT", "PANEL", "TILE_ROWS", "VECTOR", "compiled", "entry", "f32", "isa_level"]
+__all__ = ["FLOAT", "PANEL", "TILE_ROWS", "VECTOR", "compiled", "entry", "f32", "inlined", "isa_level"]
 
 # Contraction to fused multiply-add alone: NaN and infinity must come through, and sums keep their order.
 _FLAGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
@@ -49,6 +49,11 @@ class _Cache(FunctionCache):
 def compiled(function: Callable[..., Any]) -> Any:
     """Compile a function that other compiled functions call."""
     return njit(**_FLAGS)(function)
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """Compile a function into every one that calls it: LLVM makes no vectors of a loop that calls another."""
+    return njit(forceinline=True, **_FLAGS)(function)
 
 
 def entry(function: Callable[..., Any]) -> Any:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from numba import uint64
+from numba import int32, uint64
 
-from fastvae.kernels.numba_cpu.compile import compiled, f32, floats
+from fastvae.kernels.numba_cpu.compile import compiled, f32, floats, inlined
 
 __all__ = ["Key", "binarize_row", "key_of", "normal_block", "philox_block"]
 
@@ -33,7 +33,7 @@ def key_of(seed: Any, step: Any, stream: int) -> Key:
     return Key(seed & _LOW, seed >> uint64(32), step & _LOW, step >> uint64(32), uint64(stream))
 
 
-@compiled
+@inlined
 def philox_block(key: Key, block: Any) -> tuple[Any, Any, Any, Any]:
     """Four 32-bit words, in uint64."""
     c0, c1, c2, c3 = uint64(block) & _LOW, key.c1, key.c2, key.c3
@@ -53,15 +53,31 @@ def uniform(word: Any) -> float:
 
 
 @compiled
+def _binary(x: float, word: Any) -> float:
+    """[u < x], u of a word: k + 1/2 < y of y = 2^24 x. Exact: from 2^23 on y is whole, and 1/2 decides nothing."""
+    y = x * f32(2.0**24)
+    return f32(1.0) if f32(int32(word >> uint64(8))) + (f32(0.5) if y < f32(2.0**23) else f32(0.0)) < y else f32(0.0)
+
+
+@compiled
+def _binarize(x: Any, key: Key, first: int) -> None:
+    """One element after the other."""
+    for d in range(len(x)):
+        x[d] = _binary(x[d], philox_block(key, (first + d) // 4)[(first + d) % 4])
+
+
+@compiled
 def binarize_row(x: Any, n: int, seed: Any, step: Any, stream: int, first: int) -> None:
-    """x[d] becomes [u < x[d]], u from word `first + d` of the stream, compared in float64."""
-    key = key_of(seed, step, stream)
-    for block in range(first // 4, (first + n + 3) // 4):
-        words = philox_block(key, block)
-        for i in range(4):
-            d = 4 * block + i - first
-            if 0 <= d < n:
-                x[d] = f32(1.0) if uniform(words[i]) < x[d] else f32(0.0)
+    """x[d] becomes [u < x[d]], u from word `first + d` of the stream; whole blocks in a loop that becomes vectors."""
+    key, head = key_of(seed, step, stream), min(-first % 4, n)
+    blocks = (n - head) // 4
+    tail, whole = head + 4 * blocks, x[head : head + 4 * blocks]
+    for i in range(blocks):
+        words = philox_block(key, (first + head) // 4 + i)
+        for j in range(4):
+            whole[4 * i + j] = _binary(whole[4 * i + j], words[j])
+    _binarize(x[:head], key, first)
+    _binarize(x[tail:], key, first + tail)
 
 
 @compiled
