@@ -3,6 +3,9 @@
 z = mu + exp(logvar / 2) eps (section 2.4); kl = -1/2 sum (1 + logvar - mu^2 - exp(logvar)) (appendix B); or, for kl,
 log q(z|x) - log p(z) = 1/2 sum (z^2 - eps^2 - logvar) at each draw (equation 6). Rows of M; eps is [L][M][J], z and dz
 have row l * M + m.
+
+And of 1/M sum log q(z|x) at a dream's z, eps = (z - mu) exp(-logvar / 2): dmu = eps exp(-logvar / 2) / M,
+dlogvar = 1/2 (eps^2 - 1) / M.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from fastvae.kernels.numba_cpu.vec import exp, exp_minus_1_minus, ordered_sum
 
 __all__ = [
     "Latent",
+    "dream_backward_row",
     "latent_backward_row",
     "latent_backward_sampled_row",
     "latent_forward_row",
@@ -135,3 +139,16 @@ def latent_backward_sampled_row(g: Latent, m: int, scratch: int) -> None:
         weights += weight
     for j in range(n):
         dlogvar[j] = f32(0.5) * (sd[j] * dz_eps[j] + weights)
+
+
+@compiled
+def dream_backward_row(g: Latent, m: int) -> None:
+    """Row m of dmu and dlogvar of the dreams, of which z has one for each row."""
+    n, head, dhead, rows = g.latent_dim, FLOAT * m * g.head_ld, FLOAT * m * g.dhead_ld, f32(g.rows)
+    mu, logvar, z = floats(g.mu + head, n), floats(g.logvar + head, n), floats(g.z + FLOAT * m * g.z_ld, n)
+    dmu, dlogvar = floats(g.dmu + dhead, n), floats(g.dlogvar + dhead, n)
+    for j in range(n):
+        inverse_sd = exp(f32(-0.5) * logvar[j])
+        eps = (z[j] - mu[j]) * inverse_sd
+        dmu[j] = eps * inverse_sd / rows
+        dlogvar[j] = f32(0.5) * (eps * eps - f32(1.0)) / rows

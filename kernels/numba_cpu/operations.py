@@ -28,6 +28,7 @@ from fastvae.kernels.numba_cpu.phases import (
     add_gradients,
     backward,
     copy_rows,
+    draw_normals,
     forward,
     input_gradient,
     layer_at,
@@ -35,7 +36,7 @@ from fastvae.kernels.numba_cpu.phases import (
     scratch_of,
     weight_gradients,
 )
-from fastvae.kernels.numba_cpu.rng import Key, key_of, normal_block, philox_block
+from fastvae.kernels.numba_cpu.rng import Key, philox_block
 from fastvae.kernels.numba_cpu.thread_pool import Team, barrier, begin, end
 
 _UPDATE_BLOCK = 4096  # parameters in one task of `update_all`
@@ -219,6 +220,4 @@ def philox(team: Team, counter: int, key: int, out: int, n: int) -> None:
 @entry
 def normal(team: Team, seed: Any, step: Any, stream: int, out: int, n: int) -> None:
     """Fill n floats with a stream's normals; seed and step are uint64."""
-    key, blocks = key_of(seed, step, stream), (n + 3) // 4
-    for block in range(begin(team, blocks), end(team, blocks)):
-        normal_block(key, block, out, 0, n)
+    draw_normals(team, seed, step, stream, out, n)

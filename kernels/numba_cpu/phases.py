@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fastvae.kernels.numba_cpu.compile import FLOAT, PANEL, compiled, floats, int64s
 from fastvae.kernels.numba_cpu.dense import (
@@ -18,6 +18,7 @@ from fastvae.kernels.numba_cpu.dense import (
 )
 from fastvae.kernels.numba_cpu.likelihood import Density
 from fastvae.kernels.numba_cpu.optimizer import Update
+from fastvae.kernels.numba_cpu.rng import key_of, normal_block
 from fastvae.kernels.numba_cpu.sparse import (
     Nonzeros,
     sparse_affine_task,
@@ -35,6 +36,7 @@ __all__ = [
     "add_gradients",
     "backward",
     "copy_rows",
+    "draw_normals",
     "forward",
     "input_gradient",
     "layer_at",
@@ -90,7 +92,12 @@ class Chain(NamedTuple):
 
 
 class Work(NamedTuple):
-    """A plan's workspace: z, dz and log_px have a row per draw and datapoint; scratch is `stride` floats per member."""
+    """A plan's workspace: z, dz and log_px have a row per draw and datapoint; scratch is `stride` floats per member.
+
+    The rows of dream_x and dream_z, a dream's x and z, lie without gaps, as the noise that they are made of. weights
+    are the draws' normalised importance weights times 1 / M; weighed, float64, the two statistics of each datapoint.
+    Where these are not written they take no memory.
+    """
 
     encoder: Chain
     decoder: Chain
@@ -102,8 +109,12 @@ class Work(NamedTuple):
     z: Matrix
     dz: Matrix
     eps: int
+    dream_x: Matrix
+    dream_z: Matrix
     kl: int
     log_px: int
+    weights: int
+    weighed: int
     nonzeros: Nonzeros
     scratch: int
     stride: int
@@ -122,6 +133,14 @@ def layer_at(chain: Chain, i: int) -> Layer:
     return Layer(
         f[0], f[1], f[2], f[3], f[4], f[5], f[6], f[7], f[8], f[9], f[10], f[11], f[12], f[13], f[14], f[15], f[16]
     )
+
+
+@compiled
+def draw_normals(team: Team, seed: Any, step: Any, stream: int, out: int, n: int) -> None:
+    """Fill n floats with a stream's normals; seed and step are uint64."""
+    key, blocks = key_of(seed, step, stream), ceil_div(n, 4)
+    for block in range(begin(team, blocks), end(team, blocks)):
+        normal_block(key, block, out, 0, n)
 
 
 @compiled

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastvae.kernels import Array
+from fastvae.kernels import STEP_ESTIMATORS, Array
 from fastvae.kernels.checks import CheckedPlan, check_noise
 from fastvae.kernels.numba_cpu import operations
 from fastvae.kernels.numba_cpu.compile import PANEL, TILE_ROWS, f32
@@ -83,8 +83,12 @@ class NumbaPlan(CheckedPlan):
             z=memory.matrix(all_rows, latent_dim),
             dz=memory.matrix(all_rows, latent_dim),
             eps=memory.words(all_rows * latent_dim),
+            dream_x=Matrix(memory.words(rows * data_dim), data_dim),
+            dream_z=Matrix(memory.words(rows * latent_dim), latent_dim),
             kl=memory.words(all_rows),
             log_px=memory.words(all_rows),
+            weights=memory.words(all_rows),
+            weighed=memory.words(2 * rows, np.float64),
             nonzeros=self._nonzeros(),
             scratch=memory.words(self.n_threads * stride),
             stride=stride,
@@ -353,7 +357,7 @@ class NumbaPlan(CheckedPlan):
         stats: Array,
         done: Array,
     ) -> None:
-        """Consecutive AEVB steps."""
+        """Consecutive steps of AEVB, the importance-weighted bound or wake-sleep."""
         data = hold(data)
         self._check_train_steps(
             params=params,
@@ -381,7 +385,7 @@ class NumbaPlan(CheckedPlan):
             steps=order.shape[0],
             rows=order.shape[1],
             first_step=np.uint64(step),
-            sampled=int(estimator == "sgvb-a"),
+            estimator=STEP_ESTIMATORS.index(estimator),
             kl_weight=float(kl_weight),
             kl_warmup=float(kl_warmup),
             stats=_address(stats),
