@@ -35,6 +35,8 @@ from fastvae.kernels import Plan
 from fastvae.kernels.cuda import CudaPlan, paths
 from fastvae.network import Network, initialise
 from fastvae.optimizer import Optimizer
+from fastvae.training.aevb import AEVB
+from fastvae.training.wake_sleep import WakeSleep
 
 __all__ = ["SWEEP_SHAPES", "OurSteps", "Steps", "case_of", "main", "measured", "order_of"]
 
@@ -429,16 +431,17 @@ def run(samples: float, seconds: float, json_file: Path) -> None:
 @click.option("--samples", type=float, default=1e7, show_default=True, help="Datapoints to train on.")
 def host(samples: float) -> None:
     """Time what the host does in such runs, with a device that takes no time in place of the GPU."""
-    for name in ("mnist", "freyface"):
+    for name, kind in (("mnist", AEVB), ("mnist", WakeSleep), ("freyface", AEVB)):
         case = CASES[name]
         sizes: dict[str, Any] = {"rows": case.batch_size, "draws": 1, "precision": "bf16", "n_threads": 1}
         plan = CudaPlan(case.network, device=IdleDevice(), name="cuda", **sizes)
         data = case.load()
         free, halted = (
-            whole_run(case, data, plan, samples=int(samples), every_epoch=every_epoch)["us_per_step"]
+            whole_run(case, data, plan, samples=int(samples), every_epoch=every_epoch, kind=kind)["us_per_step"]
             for every_epoch in (False, True)
         )
-        click.echo(f"{name}: the host takes {free:.1f} us for a step, {halted:.1f} with a halt after every epoch")
+        label = f"{name}, {kind.estimator}"
+        click.echo(f"{label}: the host takes {free:.1f} us for a step, {halted:.1f} with a halt after every epoch")
 
 
 @main.command()

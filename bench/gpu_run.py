@@ -19,7 +19,7 @@ from fastvae.kernels import Array, Plan
 from fastvae.kernels.cuda.launch import LOOP, Work
 from fastvae.kernels.places import place_of
 from fastvae.network import initialise
-from fastvae.training.aevb import AEVB
+from fastvae.training.aevb import AEVB, Fused
 from fastvae.training.loop import run_epochs
 from fastvae.training.state import State
 
@@ -99,9 +99,16 @@ class _Until(Callback):
 
 
 def whole_run(
-    case: Case, data: Dataset, plan: Plan, *, samples: int, seconds: float = np.inf, every_epoch: bool = False
+    case: Case,
+    data: Dataset,
+    plan: Plan,
+    *,
+    samples: int,
+    seconds: float = np.inf,
+    every_epoch: bool = False,
+    kind: type[Fused] = AEVB,
 ) -> dict[str, Any]:
-    """Train by AEVB in whole epochs, after one that is not timed.
+    """Train in whole epochs, after one that is not timed.
 
     Parameters
     ----------
@@ -114,6 +121,8 @@ def whole_run(
         After so many no further epoch is begun.
     every_epoch : bool
         Whether training halts after every epoch, as for a callback that looks at the model.
+    kind : type
+        The algorithm.
 
     Returns
     -------
@@ -126,7 +135,7 @@ def whole_run(
     slots = np.zeros((optimizer.n_slots, layout.size), np.float32)
     state = State(initialise(case.network, seed=0), slots)
     constants: dict[str, Any] = {"kl_weight": 1.0, "kl_warmup": 0, "decay": 0.0}
-    algorithm = AEVB(backends.load("reference"), plan, optimizer, dataset=data, binarize="none", seed=0, **constants)
+    algorithm = kind(backends.load("reference"), plan, optimizer, dataset=data, binarize="none", seed=0, **constants)
     n_epochs = -(-samples // (data.n_rows // rows * rows))
     model: Any = SimpleNamespace(state_=state)
     lengths: dict[str, Any] = {"n_rows": data.n_rows, "batch_size": rows}

@@ -1,7 +1,7 @@
 """Time every operation of the contract by itself, for every engine and precision, on the mnist case: ``pytest bench``.
 
-``train_steps`` is one call of as many steps as the case has. And what goes on beside the operations: an epoch's order,
-and the bound of 10,000 rows, evaluated once or again and again.
+``train_steps`` is one call of as many steps as the case has. Twenty steps by each estimator, fused and of operations.
+And what goes on beside the operations: an epoch's order, and the bound of 10,000 rows, evaluated once or repeatedly.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ from fastvae.errors import BackendError
 from fastvae.evaluation import evaluate_bound
 from fastvae.evaluation.inference import batch_rows
 from fastvae.evaluation.result import with_hashes_kept
-from fastvae.kernels import Array, Plan
+from fastvae.kernels import STEP_ESTIMATORS, Array, Plan
 from fastvae.network import initialise
 from fastvae.rng import Stream, epoch_order
 from fastvae.training.aevb import Buffers
+from fastvae.training.algorithm import algorithm_class
+from fastvae.training.composed import Composed
+from fastvae.training.state import State
 
 CASE = CASES["mnist"]
 
@@ -129,6 +132,30 @@ def test_operation(benchmark: Any, backend: str, precision: str, name: str) -> N
         every[before]()
     benchmark.group = name
     benchmark(every[name])
+
+
+@pytest.mark.parametrize("way", ["fused", "of operations"])
+@pytest.mark.parametrize("estimator", STEP_ESTIMATORS)
+@pytest.mark.parametrize(("backend", "precision"), list(engines()))
+def test_estimator(benchmark: Any, backend: str, precision: str, estimator: str, way: str) -> None:
+    """The importance-weighted bound of five draws, the others of one."""
+    engine, data = backends.load(backend), rows()
+    sizes: dict[str, Any] = {"rows": CASE.batch_size, "draws": 5 if estimator == "iwae" else 1, "precision": precision}
+    try:
+        plan = engine.plan(CASE.network, n_threads=backends.default_threads(), **sizes)
+    except BackendError as error:
+        pytest.skip(str(error))
+    kind = algorithm_class(*(("wake-sleep", "sgvb-b") if estimator == "wake-sleep" else ("aevb", estimator)))
+    constants: dict[str, Any] = {"binarize": "none", "seed": 0, "kl_weight": 1.0, "kl_warmup": 0, "decay": 0.0}
+    algorithm = kind(engine, plan, CASE.optimizer, dataset=data, **constants)
+    params = initialise(CASE.network, seed=0)
+    state = State(params, np.zeros((CASE.optimizer.n_slots, params.size), np.float32))
+    order = Minibatches(data.n_rows, CASE.batch_size).take(20)
+    outputs: dict[str, Array] = {"stats": np.empty((len(order), 2)), "done": np.zeros(1, np.int64)}
+    advance = algorithm.advance if way == "fused" else partial(Composed.advance, algorithm)
+    benchmark.group = f"20 steps of {estimator}, {backend} {precision}"
+    benchmark(advance, state, order=order, **outputs)
+    assert outputs["done"][0] == 20
 
 
 @pytest.mark.parametrize("way", ["C++", "NumPy"])

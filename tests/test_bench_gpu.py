@@ -118,8 +118,8 @@ def test_what_the_host_does_is_timed_without_a_gpu(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Case, "load", lambda case: as_dataset(grey_levels(200, case.network.data_dim), scale=1 / 255))
     done = CliRunner().invoke(gpu.main, ["host", "--samples", "1000"])
     assert done.exit_code == 0, done.output
-    line = r"\w+: the host takes \d+\.\d us for a step, \d+\.\d with a halt after every epoch\n"
-    assert re.fullmatch(f"({line}){{2}}", done.output)
+    line = r"\w+, [\w-]+: the host takes \d+\.\d us for a step, \d+\.\d with a halt after every epoch\n"
+    assert re.fullmatch(f"({line}){{3}}", done.output)
 
 
 @pytest.mark.skipif(find_spec("jax") is None, reason="jax is not installed")
