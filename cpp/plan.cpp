@@ -29,10 +29,11 @@ void for_packed_rows(const Team& team, const Layer& layer, int panel, F f) {
 }  // namespace
 
 Floats::Floats(size_t count) {
-  size_t bytes = (std::max<size_t>(count, 1) * sizeof(float) + 63) / 64 * 64;
-  memory_.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
+  constexpr size_t line = 64;
+  memory_.reset(std::calloc(std::max<size_t>(count, 1) * sizeof(float) + line, 1));
   if (!memory_) throw std::bad_alloc();
-  std::memset(memory_.get(), 0, bytes);
+  const auto address = reinterpret_cast<uintptr_t>(memory_.get());
+  first_ = reinterpret_cast<float*>((address + line - 1) / line * line);
 }
 
 int PhaseClock::add(std::string name) {

@@ -34,18 +34,19 @@ struct OptimizerSpec {  // fastvae.optimizer.Optimizer
   Update at(int64_t step, double decay) const;
 };
 
-// Zeroed, aligned to a cache line.
+// Zeroed, aligned to a cache line. Pages that are never written take no memory: evaluation does not pay for training.
 class Floats {
  public:
   Floats() = default;
   explicit Floats(size_t count);
-  float* get() const { return memory_.get(); }
+  float* get() const { return first_; }
 
  private:
   struct Free {
-    void operator()(float* p) const { std::free(p); }
+    void operator()(void* p) const { std::free(p); }
   };
-  std::unique_ptr<float, Free> memory_;
+  std::unique_ptr<void, Free> memory_;
+  float* first_ = nullptr;
 };
 
 // Row-major activations whose leading dimension covers whole panels: in float32, in bfloat16 pairs, or both.
