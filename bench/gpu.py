@@ -1,9 +1,9 @@
 """Steps of the CUDA engine on a GPU beside PyTorch's and JAX's, over minibatch sizes and widths, and the targets.
 
-``python -m fastvae.bench.gpu constants``, then ``steps ours``, ``run``, ``steps torch`` and ``steps jax``, each a
-process of its own, so that one that fails takes no other with it; then ``report``, which joins their files. A file is
-written anew after every measurement. ``host`` needs no GPU. Everybody trains the paper's network with Adagrad on the
-same rows, which lie on the device as bytes.
+``python -m fastvae.bench.gpu constants``, then ``steps ours``, ``estimators``, ``run``, ``steps torch`` and
+``steps jax``, each a process of its own, so that one that fails takes no other with it; then ``report``, which joins
+their files. A file is written anew after every measurement. ``host`` needs no GPU. Everybody trains the paper's network
+with Adagrad on the same rows, which lie on the device as bytes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fastvae.bench.gpu_targets import TARGET_SHAPES, judged, with_ratios
 from fastvae.data import Dataset
 from fastvae.errors import one_line
 from fastvae.files import replace_file
-from fastvae.kernels import Plan
+from fastvae.kernels import STEP_ESTIMATORS, Plan
 from fastvae.kernels.cuda import CudaPlan, paths
 from fastvae.network import Network, initialise
 from fastvae.optimizer import Optimizer
@@ -123,8 +123,18 @@ class OurSteps:
         Of the last call's steps.
     """
 
-    def __init__(self, case: Case, data: Dataset, order: Any, plan: Plan, placed: Callable[[Any], Any]) -> None:
+    def __init__(
+        self,
+        case: Case,
+        data: Dataset,
+        order: Any,
+        plan: Plan,
+        placed: Callable[[Any], Any],
+        *,
+        estimator: str = "sgvb-b",
+    ) -> None:
         self._case, self._scale, self._order, self._plan = case, data.scale, order, plan
+        self._estimator = estimator
         self._data, self._params = placed(data.rows), placed(initialise(case.network, seed=0))
         self._state = placed(np.zeros((case.optimizer.n_slots, case.network.layout.size), np.float32))
         self._step, self.stats = 0, np.zeros((0, 2))
@@ -144,7 +154,7 @@ class OurSteps:
             binarize="none",
             seed=0,
             step=self._step,
-            estimator="sgvb-b",
+            estimator=self._estimator,
             kl_weight=1.0,
             kl_warmup=0,
             decay=0.0,
@@ -412,6 +422,27 @@ def steps(who: str, sweep: bool, go_on: bool, seconds: float, json_file: Path) -
 
 
 @main.command()
+@json_option
+def estimators(json_file: Path) -> None:
+    """Time the paper's step by every estimator of `train_steps`, in bf16, and add them to the file."""
+    _require_engine()
+    import cupy
+
+    case = case_of(*TARGET_SHAPES[0])
+    data, engine, (turns, seconds) = case.load(), backends.load("cuda"), _TURNS
+    document = _read(json_file) if json_file.exists() else {"versions": _versions()}
+    document["estimators"] = {}
+    for estimator in STEP_ESTIMATORS:
+        draws = 5 if estimator == "iwae" else 1
+        plan = engine.plan(case.network, rows=case.batch_size, draws=draws, precision="bf16", n_threads=1)
+        steps = OurSteps(case, data, order_of(data, case.batch_size), plan, cupy.asarray, estimator=estimator)
+        line = {"draws": draws, **measured(steps, _WHO["ours"][1], turns=turns, seconds=seconds)}
+        document["estimators"][estimator] = line
+        _write(json_file, document)
+        click.echo(f"{estimator}, draws {draws}: {line['us_per_step']['p50']:.1f} us, bound {line['bound']:.2f}")
+
+
+@main.command()
 @click.option("--samples", type=float, default=1e8, show_default=True, help="Datapoints to train on.")
 @click.option("--seconds", type=float, default=60.0, show_default=True, help="No epoch is begun after so many.")
 @json_option
@@ -450,14 +481,14 @@ def host(samples: float) -> None:
 def report(files: tuple[Path, ...], json_file: Path) -> None:
     """Join what was measured into one document, with ratios and the targets. Files that are missing are named."""
     document: dict[str, Any] = {"format": "fastvae bench gpu 1", "device": None, "versions": {}, "constants": {}}
-    document["run"] = {}
+    document |= {"run": {}, "estimators": {}}
     lists: dict[str, list[Any]] = {"steps": [], "failed": [], "left_out": [], "missing": []}
     for path in files:
         if not path.exists():
             lists["missing"].append(path.name)
             continue
         part = _read(path)
-        for key in ("device", "constants", "run"):
+        for key in ("device", "constants", "run", "estimators"):
             document[key] = part.get(key) or document[key]
         document["versions"] |= part["versions"]
         for key in ("steps", "failed", "left_out"):

@@ -20,7 +20,7 @@ shift
 parts=" $* "
 first_parts="device packages cupy info"
 parts=${parts/ check / $first_parts tests constants ours report sanitizer }
-parts=${parts/ measure / $first_parts constants ours run torch jax ours-sweep torch-sweep jax-sweep report }
+parts=${parts/ measure / $first_parts constants ours run estimators torch jax ours-sweep torch-sweep jax-sweep report }
 cd "$(dirname "$0")/.." || exit 1
 dry=${FASTVAE_GPU_DRY_RUN:-}
 failed=0
@@ -78,7 +78,8 @@ part tests 100 env OPENBLAS_NUM_THREADS=2 COLUMNS=250 "${python[@]}" -m pytest -
 part constants 25 "${gpu[@]}" constants --json "$out/constants.json"
 part ours 38 "${gpu[@]}" steps ours --seconds 32 --json "$out/ours.json"
 part run 45 "${gpu[@]}" run --seconds 35 --json "$out/ours.json"
-part torch 95 "${gpu[@]}" steps torch --seconds 72 --json "$out/torch.json"
+part estimators 12 "${gpu[@]}" estimators --json "$out/ours.json"
+part torch 83 "${gpu[@]}" steps torch --seconds 60 --json "$out/torch.json"
 part jax 37 "${gpu[@]}" steps jax --seconds 30 --json "$out/jax.json"
 part ours-sweep 28 "${gpu[@]}" steps ours --sweep --go-on --seconds 22 --json "$out/ours.json"
 part torch-sweep 22 "${gpu[@]}" steps torch --sweep --go-on --seconds 16 --json "$out/torch.json"

@@ -25,6 +25,7 @@ from fastvae.bench.cases import Case
 from fastvae.bench.data import Minibatches, grey_levels
 from fastvae.cli.commands import run as fastvae
 from fastvae.data import as_dataset
+from fastvae.kernels import STEP_ESTIMATORS
 from fastvae.network import Network
 from fastvae.optimizer import Optimizer
 from fastvae.rng import Stream, normal
@@ -244,6 +245,25 @@ def test_our_steps_are_measured_in_every_way(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.skipif(not cuda_host.compiler(), reason="no C++ compiler for the CUDA kernels' twin")
+def test_every_estimator_is_timed_and_added_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "ours.json"
+    target.write_text(json.dumps({"steps": [1], "versions": {}}))
+    monkeypatch.setattr(gpu, "TARGET_SHAPES", ((3, 5),))
+    monkeypatch.setitem(gpu._WHO, "ours", (gpu._ours, by_host, "host"))
+    monkeypatch.setattr(gpu, "_TURNS", (2, 0.01))
+    monkeypatch.setattr(Case, "load", lambda case: as_dataset(grey_levels(30, 784), scale=1 / 255))
+    with fake_cupy.installed(monkeypatch):
+        done = CliRunner().invoke(gpu.main, ["estimators", "--json", str(target)])
+        assert done.exit_code == 0, done.output
+    result = json.loads(target.read_text())
+    assert result["steps"] == [1]
+    assert {name: line["draws"] for name, line in result["estimators"].items()} == dict.fromkeys(STEP_ESTIMATORS, 1) | {
+        "iwae": 5
+    }
+    assert all(line["us_per_step"]["p50"] > 0 for line in result["estimators"].values())
+
+
+@pytest.mark.skipif(not cuda_host.compiler(), reason="no C++ compiler for the CUDA kernels' twin")
 def test_a_lost_context_leaves_the_rest_to_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which measures what the file does not have."""
 
@@ -313,7 +333,7 @@ def test_the_script_names_its_parts_in_time(group: str | None, seconds: int, tmp
     assert sum(limits) <= seconds
     commands = set(re.findall(r"fastvae\.bench\.gpu ((?:steps )?\w+(?: --sweep)?)", done.stdout))
     of_check = {"constants", "steps ours", "report"}
-    of_measure = of_check | {"run", "steps torch", "steps jax"}
+    of_measure = of_check | {"run", "estimators", "steps torch", "steps jax"}
     of_measure |= {f"steps {who} --sweep" for who in ("ours", "torch", "jax")}
     assert commands == (of_check if group == "check" else of_measure)
     assert done.stdout.count("-m pytest") == {None: 2, "check": 2, "measure": 0}[group]
