@@ -430,7 +430,7 @@ def estimators(json_file: Path) -> None:
 
     case = case_of(*TARGET_SHAPES[0])
     data, engine, (turns, seconds) = case.load(), backends.load("cuda"), _TURNS
-    document = _read(json_file) if json_file.exists() else {"versions": _versions()}
+    document: dict[str, Any] = _read(json_file) if json_file.exists() else {"versions": _versions()}
     document["estimators"] = {}
     for estimator in STEP_ESTIMATORS:
         draws = 5 if estimator == "iwae" else 1
