@@ -142,16 +142,16 @@ inline float read_scale(double scale) {
 
 // Position of `value` among `names`, which are in the order of the enumeration.
 template <typename E>
-E read_name(const std::string& what, const std::string& value, std::initializer_list<std::pair<const char*, E>> names) {
+E read_name(const std::string& what, const py::object& value, std::initializer_list<std::pair<const char*, E>> names) {
   std::string known;
   for (auto& [name, e] : names) {
-    if (value == name) return e;
+    if (py::isinstance<py::str>(value) && value.cast<std::string>() == name) return e;
     known += (known.empty() ? "" : ", ") + std::string(name);
   }
-  throw py::value_error(what + " must be one of " + known + ", got '" + value + "'");
+  throw py::value_error(what + " must be one of " + known + ", got " + py::repr(value).cast<std::string>());
 }
 
-inline Binarize read_binarize(const std::string& value) {
+inline Binarize read_binarize(const py::object& value) {
   return read_name<Binarize>("binarize", value,
                              {{"none", Binarize::none},
                               {"dynamic", Binarize::dynamic},
@@ -159,7 +159,7 @@ inline Binarize read_binarize(const std::string& value) {
                               {"shared", Binarize::shared}});
 }
 
-inline Estimator read_estimator(const std::string& value) {
+inline Estimator read_estimator(const py::object& value) {
   return read_name<Estimator>("estimator", value,
                               {{"sgvb-b", Estimator::sgvb_b},
                                {"sgvb-a", Estimator::sgvb_a},
@@ -173,12 +173,12 @@ inline Spec read_spec(const py::object& network) {
   s.latent_dim = network.attr("latent_dim").cast<int>();
   for (py::handle width : network.attr("encoder_hidden")) s.encoder_hidden.push_back(width.cast<int>());
   for (py::handle width : network.attr("decoder_hidden")) s.decoder_hidden.push_back(width.cast<int>());
-  s.activation = read_name<Activation>("activation", network.attr("activation").cast<std::string>(),
+  s.activation = read_name<Activation>("activation", py::object(network.attr("activation")),
                                        {{"tanh", Activation::tanh},
                                         {"relu", Activation::relu},
                                         {"softplus", Activation::softplus},
                                         {"sigmoid", Activation::sigmoid}});
-  s.likelihood = read_name<Likelihood>("likelihood", network.attr("likelihood").cast<std::string>(),
+  s.likelihood = read_name<Likelihood>("likelihood", py::object(network.attr("likelihood")),
                                        {{"bernoulli", Likelihood::bernoulli}, {"gaussian", Likelihood::gaussian}});
   s.sigmoid_mean = network.attr("mean").cast<std::string>() == "sigmoid";
   s.logvar_floor = network.attr("logvar_floor").cast<float>();
@@ -187,7 +187,7 @@ inline Spec read_spec(const py::object& network) {
 
 inline OptimizerSpec read_optimizer(const py::object& optimizer) {
   OptimizerSpec o;
-  o.rule = read_name<Rule>("optimizer", optimizer.attr("name").cast<std::string>(),
+  o.rule = read_name<Rule>("optimizer", py::object(optimizer.attr("name")),
                            {{"adagrad", Rule::adagrad}, {"adam", Rule::adam}, {"sgd", Rule::sgd}});
   o.learning_rate = optimizer.attr("learning_rate").cast<double>();
   o.momentum = optimizer.attr("momentum").cast<double>();

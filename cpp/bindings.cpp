@@ -31,8 +31,8 @@ class BoundPlan {
     return seconds;
   }
 
-  void gather(py::object data, py::object index, double scale, const std::string& binarize, uint64_t seed,
-              uint64_t step, py::object x) {
+  void gather(py::object data, py::object index, double scale, py::object binarize, uint64_t seed, uint64_t step,
+              py::object x) {
     Gather g = {};
     py::ssize_t m = rows_of("index", index, 1, plan_.rows, 1);
     g.index = input<int64_t>("index", index, {m});
@@ -183,7 +183,7 @@ class BoundPlan {
   }
 
   void train_steps(py::object params, py::object state, py::object optimizer, py::object data, py::object order,
-                   double scale, const std::string& binarize, uint64_t seed, int64_t step, const std::string& estimator,
+                   double scale, py::object binarize, uint64_t seed, int64_t step, py::object estimator,
                    double kl_weight, int64_t kl_warmup, double decay, py::object stats, py::object done) {
     TrainArguments t = {};
     t.done = output<int64_t>("done", done, {1});
@@ -213,9 +213,10 @@ class BoundPlan {
     if (step < 0) throw py::value_error("step must not be negative, got " + std::to_string(step));
     if (kl_warmup < 0) throw py::value_error("kl_warmup must not be negative, got " + std::to_string(kl_warmup));
     for (auto [name, value] : {std::pair{"kl_weight", kl_weight}, {"decay", decay}})
-      if (!std::isfinite(value)) throw py::value_error(std::string(name) + " must be finite");
+      if (!std::isfinite(value))
+        throw py::value_error(std::string(name) + " must be finite, got " + std::to_string(value));
     if (!t.weighs_kl() && (kl_weight != 1 || kl_warmup != 0))
-      throw py::value_error("kl_weight and kl_warmup must be 1 and 0 with estimator '" + estimator +
+      throw py::value_error("kl_weight and kl_warmup must be 1 and 0 with estimator '" + estimator.cast<std::string>() +
                             "', which has no KL divergence to weigh, got " + std::to_string(kl_weight) + " and " +
                             std::to_string(kl_warmup));
     bool main = is_main_thread();

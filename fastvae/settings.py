@@ -94,7 +94,8 @@ def _check_algorithm(model: Model) -> None:
     name, estimator = choice("algorithm", model.algorithm, ALGORITHMS), choice("estimator", model.estimator, ESTIMATORS)
     if name != "aevb" and estimator != "sgvb-b":
         raise ValueError(f"estimator={estimator!r} needs algorithm='aevb'; {name!r} has its own objective")
-    kind, chosen = algorithm_class(name, estimator), f"algorithm={name!r} with estimator={estimator!r}"
+    kind = algorithm_class(name, estimator)
+    chosen = f"estimator={estimator!r}" if name == "aevb" else f"algorithm={name!r}"
     if not kind.weighs_kl and (model.kl_weight != 1 or model.kl_warmup != 0):
         raise ValueError(f"{chosen} has no KL divergence to weigh; set kl_weight=1 and kl_warmup=0")
     if not kind.weighs_kl and any(_weighs_kl(each) for each in model.callbacks or ()):

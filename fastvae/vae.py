@@ -63,7 +63,7 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
         `fastvae.training`, say what each ascends.
     estimator : {"sgvb-b", "sgvb-a", "iwae"}
         What ``"aevb"`` ascends: the bound with the analytic KL divergence (equation 7) or with a sampled one (equation
-        6), or the importance-weighted bound of `n_draws` draws (Burda et al. 2016).
+        6), or the importance-weighted bound of `n_draws` draws (Burda et al. 2016), which of one draw is the second.
     optimizer : {"adam", "adagrad", "sgd"} or Optimizer
     learning_rate : float, optional
         By default 0.001, for adagrad 0.02.
@@ -74,7 +74,8 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
     n_draws : int
         L, draws of z per datapoint and step.
     kl_weight : float
-        Weight of the KL divergence in the objective; the bounds reported are never weighted.
+        Weight of the KL divergence in the objective; the bounds reported are never weighted. Neither this nor
+        `kl_warmup` is taken where there is none to weigh: by ``"iwae"``, ``"wake-sleep"`` and those without a bound.
     kl_warmup : int
         Steps over which that weight rises linearly from 0.
     prior : bool
@@ -105,18 +106,21 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
     network_ : Network
     optimizer_ : Optimizer
     algorithm_, estimator_ : str
-        What trained it.
+        What trained it; `estimator_` means something to ``"aevb"`` alone.
     state_ : State
         Parameters, optimizer state, counters: all that training goes on from.
     params_ : ndarray of shape (P,)
         All parameters; `parameters_` names them.
     history_ : dict of str to list
         One value per epoch: ``epoch``, ``step``, ``elbo``, ``log_px``, ``kl`` (means over the epoch's minibatches while
-        it trained), ``kl_weight``, ``learning_rate``, ``seconds``, ``samples_per_second``; with an `eval_set` also
-        ``elbo_test``, ``log_px_test``, ``kl_test`` (one draw per row, see `evaluate` for more), ``active_units`` and
-        ``kl_per_dimension``, a list of J values, by which a latent dimension that falls out of use is seen. Full
-        variational Bayes adds ``kl_theta`` (over N, and subtracted in ``elbo`` too); Monte Carlo EM has ``log_px``,
-        ``log_pxz`` and ``acceptance`` in place of bound and KL divergence, the autoencoder ``log_px`` alone.
+        it trained), ``kl_weight`` where there is a KL divergence to weigh, ``learning_rate``, ``seconds``,
+        ``samples_per_second``; with an `eval_set` also ``elbo_test``, ``log_px_test``, ``kl_test`` (one draw per row,
+        see `evaluate` for more), ``active_units`` and ``kl_per_dimension``, a list of J values, by which a latent
+        dimension that falls out of use is seen. Full variational Bayes adds ``kl_theta`` (over N, and subtracted in
+        ``elbo`` too); Monte Carlo EM has ``log_px``, ``log_pxz`` and ``acceptance`` in place of bound and KL
+        divergence, the autoencoder ``log_px`` alone. Of ``"iwae"`` ``elbo`` is the importance-weighted bound,
+        ``log_px`` a mean by the draws' weights and ``kl`` their difference, while ``elbo_test`` and all that evaluates
+        have the bound of equation 7.
     n_features_in_ : int
         D.
     feature_names_in_ : ndarray of shape (D,)
@@ -184,7 +188,8 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Mode
         Ctrl-C is as in `fit`.
 
         With the same parameters the result is that of a run that was never interrupted, bit for bit; `n_epochs`,
-        `n_threads`, `verbose` and `callbacks` may change all the same. Another `backend` changes the last bits. Others
+        `n_threads`, `verbose` and `callbacks` may change all the same. Another `backend` changes the last bits, which
+        early in training can grow to some nats. Others
         than these take effect from the next step on: `learning_rate` and the constants of an `Optimizer`, `n_draws`,
         `binarize`, `kl_weight`, `kl_warmup`, `prior`. Refused are another network, algorithm, estimator, optimizer by
         name, precision of the parameters, `scale`, or `batch_size`, by which epochs are counted. `init` and

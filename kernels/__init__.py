@@ -20,6 +20,8 @@ Rules
   it. (The reference leaves the order to NumPy's BLAS, which chooses it by shape.)
 - Arrays are NumPy's, or of memory that an engine knows better. A plan with an attribute ``place`` brings memory of its
   own for what goes from one operation to the next: see `fastvae.kernels.places`.
+- An engine is ``fastvae.backends.load(name)``, initial parameters are ``fastvae.network.initialise``'s, and an
+  optimizer's state begins as zeros of shape (``optimizer.n_slots``, P).
 - ``train_steps`` equals the composition of the operations (``fastvae.training.step.compose_step``) up to rounding.
 """
 
@@ -44,8 +46,8 @@ BINARIZE = ("none", "dynamic", "fixed", "shared")
 # The paper's estimators of the bound, which differ in the KL divergence: "sgvb-b" (equation 7) has the analytic one,
 # "sgvb-a" (equation 6) the mean over the draws of log q(z|x) - log p(z).
 ESTIMATORS = ("sgvb-b", "sgvb-a")
-# Of the gradients that ``train_steps`` ascends: these two; the importance-weighted bound's (Burda et al. 2016); and the
-# two of wake-sleep (section 5).
+# What ``train_steps`` ascends: the bound by either of these two; the importance-weighted bound (Burda et al. 2016); or
+# wake-sleep's pair of objectives, one in theta and one in phi (section 5).
 STEP_ESTIMATORS = (*ESTIMATORS, "iwae", "wake-sleep")
 
 
@@ -342,7 +344,7 @@ class Plan(Protocol):
         estimator : {"sgvb-b", "sgvb-a", "iwae", "wake-sleep"}
         kl_weight : float
         kl_warmup : int
-            1 and 0 with the last two, which have no KL divergence to weigh.
+            1 and 0 with "iwae" and "wake-sleep", which have no KL divergence to weigh: anything else is a ValueError.
         decay : float
             As in `update`.
         stats : ndarray of shape (T, 2), float64

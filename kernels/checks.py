@@ -220,8 +220,10 @@ class CheckedPlan:
         check_noise(seed=seed, step=step)
         check_estimator(estimator, STEP_ESTIMATORS)
         for name, value in (("kl_weight", kl_weight), ("kl_warmup", kl_warmup), ("decay", decay)):
-            if not isfinite(value) or (value < 0 and name == "kl_warmup"):
-                raise ValueError(f"{name} must be finite, and kl_warmup not negative, got {value!r}")
+            if not isfinite(value):
+                raise ValueError(f"{name} must be finite, got {value!r}")
+        if kl_warmup < 0:
+            raise ValueError(f"kl_warmup must not be negative, got {kl_warmup!r}")
         if estimator not in ESTIMATORS and (kl_weight, kl_warmup) != (1, 0):
             raise ValueError(
                 f"kl_weight and kl_warmup must be 1 and 0 with estimator {estimator!r}, which has no KL divergence to "

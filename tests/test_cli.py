@@ -63,6 +63,8 @@ def test_another_algorithm_trains_goes_on_and_stays(
     refused = fastvae("train", "--out", parts, "--resume", options[0], "full-vb" if "algo" in options[0] else "sgvb-a")
     values = fastvae("train", "--out", parts, "--resume", "--epochs", 3, "--json").json()
 
+    trained = values["algorithm"], values["training_estimator"], values["training_draws"]
+    assert trained == (("aevb", "iwae", 3) if "iwae" in options else (options[1], None, 1))
     assert refused.code == 1
     assert f"has {options[0]} {options[1]}, not " in refused.err
     assert values[column] == expected[column]

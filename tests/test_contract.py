@@ -449,6 +449,15 @@ def test_a_weight_of_no_kl_divergence_is_refused(
     assert_unwritten(outputs)
 
 
+@pytest.mark.parametrize("estimator", [None, 2, ["iwae"], b"iwae"])
+def test_an_estimator_that_is_no_string_is_refused_in_one_line(make_plan: Callable[..., Plan], estimator: Any) -> None:
+    inputs, outputs = valid_arguments("train_steps")
+    inputs["estimator"] = estimator
+    with pytest.raises(ValueError, match=r"^estimator must be one of sgvb-b, sgvb-a, iwae, wake-sleep, got [^\n]*$"):
+        make_plan(NETWORK, rows=M, draws=L).train_steps(**inputs, **outputs)
+    assert_unwritten(outputs)
+
+
 def test_no_steps_are_no_error(make_plan: Callable[..., Plan]) -> None:
     inputs, outputs = valid_arguments("train_steps")
     inputs["order"], outputs["stats"] = np.empty((0, M), np.int64), np.empty((0, 2))

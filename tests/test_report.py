@@ -158,6 +158,16 @@ def test_every_algorithm_has_a_page(algorithm: str, tmp_path: Path) -> None:
     assert ("Posterior means of 40" in text) == (algorithm != "mcem")
 
 
+@pytest.mark.parametrize("estimator", ["sgvb-b", "iwae"])
+def test_a_curve_of_another_bound_is_named(estimator: str, tmp_path: Path) -> None:
+    """In three charts, whose other curve is of equation 7."""
+    text = page_of(fitted(estimator=estimator, n_draws=3), tmp_path / "run.html", image_shape=SHAPE)
+
+    named = text.count("train, importance-weighted, 3 draws")
+    assert (named >= 3) == (estimator == "iwae")
+    assert (named == 0) == (estimator == "sgvb-b")
+
+
 @pytest.mark.parametrize("latent_dim", [1, 20, 21])
 def test_up_to_20_latent_dimensions_have_sliders(latent_dim: int, tmp_path: Path) -> None:
     text = page_of(fitted(latent_dim), tmp_path / "run.html", image_shape=SHAPE)

@@ -29,6 +29,8 @@ def write_results(session: Session) -> dict[str, Any]:
     values = {
         **measured,
         "algorithm": model.algorithm,
+        "training_estimator": model.estimator_ if model.algorithm == "aevb" else None,
+        "training_draws": model.n_draws,
         "samples_per_second": state.samples / max(state.seconds, 1e-9),
         "seconds": state.seconds,
         "steps": model.n_steps_,

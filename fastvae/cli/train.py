@@ -51,7 +51,10 @@ __all__ = ["train"]
 @click.option("--binarize", type=click.Choice(TRAINING_BINARIZE), default="none", help="Draw pixels 0 or 1.")
 @click.option("--algorithm", type=click.Choice(tuple(ALGORITHMS)), default="aevb", help="How to train.")
 @click.option(
-    "--estimator", type=click.Choice(tuple(ESTIMATORS)), default="sgvb-b", help="Of the bound that aevb ascends."
+    "--estimator",
+    type=click.Choice(tuple(ESTIMATORS)),
+    default="sgvb-b",
+    help="Of the bound that aevb ascends; iwae, the importance-weighted one, wants --n-draws of 5 or so.",
 )
 @click.option("--optimizer", type=click.Choice(tuple(OPTIMIZERS)), default="adam", help="Update rule.")
 @click.option("--learning-rate", type=float, help="Step size  [default: 0.001, adagrad 0.02]")

@@ -93,12 +93,17 @@ def unit_range(column: str, latent_dim: int) -> tuple[float, float] | None:
 
 
 def _curves(subject: Subject) -> str:
-    history = subject.model.history_
+    history, model = subject.model.history_, subject.model
+    # the bound that training ascends, where it is not the one of the test rows
+    ascended = f"train, importance-weighted, {model.n_draws} draws" if model.estimator_ == "iwae" else "train"
     charts = []
     for title, unit, train, test, digits in CURVES:
         series = [
             Series(name, history["epoch"], history[column], style)
-            for name, column, style in (("train", train, "s1"), ("test", test, "s0"))
+            for name, column, style in (
+                (ascended if train in ("elbo", "log_px", "kl") else "train", train, "s1"),
+                ("test", test, "s0"),
+            )
             if any(map(is_number, history.get(column, ())))
         ]
         if series:

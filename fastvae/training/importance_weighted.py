@@ -19,10 +19,11 @@ __all__ = ["ImportanceWeighted", "compose_importance_weighted", "importance_weig
 
 def importance_weights(log_w: Array) -> tuple[Array, Array]:
     """Return log 1/k sum_l w_l of each datapoint and the weights w_l / sum w, from log w of shape (k, M)."""
-    largest = log_w.max(axis=0)
-    w = np.exp(log_w - largest)
-    total = w.sum(axis=0)
-    return largest + np.log(total / len(log_w)), w / total
+    with np.errstate(all="ignore"):  # what is not finite comes through as values
+        largest = log_w.max(axis=0)
+        w = np.exp(log_w - largest)
+        total = w.sum(axis=0)
+        return largest + np.log(total / len(log_w)), w / total
 
 
 def compose_importance_weighted(plan: Plan, b: Buffers, *, params: Array) -> tuple[float, float]:
