@@ -212,6 +212,7 @@ class Plan {
   void draw_normals(const Team& team, const TrainArguments& t, int64_t step, Stream stream, float* out, int count);
   bool compare(Team& team, const TrainArguments& t, int64_t i, const Latent& latent, const Lists** columns);
   bool weigh(Team& team, int rows, const float* row_log_px, double& log_px, double& kl);
+  bool apply_gradients(Team& team, const TrainArguments& t, int64_t i, Operand x, const Lists* columns);
   bool ascend_bound(Team& team, const TrainArguments& t, int64_t i);
   bool wake_and_sleep(Team& team, const TrainArguments& t, int64_t i);
   template <typename F>

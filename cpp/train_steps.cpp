@@ -137,6 +137,20 @@ bool Plan::weigh(Team& team, int rows, const float* row_log_px, double& log_px, 
   return proceed(team, likelihood_phase_);
 }
 
+// From the gradients of the encoder's heads, and of every layer of the decoder, to the step along all of them; x is
+// what the encoder has read. False, with nothing updated, when an interrupt is due.
+bool Plan::apply_gradients(Team& team, const TrainArguments& t, int64_t i, Operand x, const Lists* columns) {
+  to_pairs(encoder_.dy.back(), 2 * spec.latent_dim, t.rows, share(team, t.rows));
+  if (!proceed(team, latent_backward_phase_)) return false;
+  if (!backward(team, encoder_, t.rows)) return false;
+  const Update u = t.optimizer.at(t.step + i, t.decay);
+  weight_gradients(team, decoder_, across(z_), draws * t.rows, &u, nullptr);
+  weight_gradients(team, encoder_, x, t.rows, &u, columns);
+  team.barrier();
+  if (team.id == 0) clock_.stop(wait_phase_);
+  return true;
+}
+
 // One step of Algorithm 1.
 bool Plan::ascend_bound(Team& team, const TrainArguments& t, int64_t i) {
   const int all = draws * t.rows;
@@ -148,14 +162,7 @@ bool Plan::ascend_bound(Team& team, const TrainArguments& t, int64_t i) {
   if (!backward(team, decoder_, all)) return false;
   if (!input_gradient(team, decoder_.layers[0], decoder_.dy[0], all, nullptr, Activation::none, dz_)) return false;
   (t.sampled() ? kernels.latent_backward_sampled : kernels.latent_backward)(g, mine.begin, mine.end);
-  to_pairs(encoder_.dy.back(), 2 * spec.latent_dim, t.rows, mine);
-  if (!proceed(team, latent_backward_phase_)) return false;
-  if (!backward(team, encoder_, t.rows)) return false;
-
-  Update update = t.optimizer.at(t.step + i, t.decay);
-  weight_gradients(team, decoder_, across(z_), all, &update, nullptr);
-  weight_gradients(team, encoder_, across(x_), t.rows, &update, columns);
-  return true;
+  return apply_gradients(team, t, i, across(x_), columns);
 }
 
 // One step of wake-sleep. The dream comes first: it depends on parameters and noise alone, and so every gradient is
@@ -190,22 +197,12 @@ bool Plan::wake_and_sleep(Team& team, const TrainArguments& t, int64_t i) {
   g.z = dream_z_.get();
   g.z_ld = latent_dim;
   kernels.dream_backward(g, mine.begin, mine.end);
-  to_pairs(encoder_.dy.back(), 2 * latent_dim, t.rows, mine);
-  if (!proceed(team, latent_backward_phase_)) return false;
-  if (!backward(team, encoder_, t.rows)) return false;
-
-  Update update = t.optimizer.at(now, t.decay);
-  weight_gradients(team, decoder_, across(z_), all, &update, nullptr);
-  weight_gradients(team, encoder_, x_across, t.rows, &update, columns);
-  return true;
+  return apply_gradients(team, t, i, x_across, columns);
 }
 
 // False, with nothing updated, when the bound is not finite or an interrupt is due.
 bool Plan::step(Team& team, const TrainArguments& t, int64_t i) {
-  if (!(t.estimator == Estimator::wake_sleep ? wake_and_sleep(team, t, i) : ascend_bound(team, t, i))) return false;
-  team.barrier();
-  if (team.id == 0) clock_.stop(wait_phase_);
-  return true;
+  return t.estimator == Estimator::wake_sleep ? wake_and_sleep(team, t, i) : ascend_bound(team, t, i);
 }
 
 void Plan::train_steps(const TrainArguments& t, const std::function<bool()>& interrupted) {

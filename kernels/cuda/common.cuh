@@ -21,7 +21,8 @@ typedef unsigned long long u64;
 
 enum Activation { ACTIVATION_NONE, ACTIVATION_TANH, ACTIVATION_RELU, ACTIVATION_SOFTPLUS, ACTIVATION_SIGMOID };
 enum Rule { RULE_ADAGRAD, RULE_ADAM, RULE_SGD, RULE_HOLD };  // HOLD gathers Adagrad's squares and moves nothing
-enum Stream {                                                // fastvae/rng.py
+// fastvae/rng.py
+enum Stream {
   STREAM_LATENT = 0,
   STREAM_BINARIZE = 1,
   STREAM_BINARIZE_FIXED = 2,
